@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['profiles', 'protocols', 'repo_root', 'runs_dir', 'check_params', 'in_test', 'recipe', 'pick', 'derive', 'digest',
            'code_of', 'fingerprint', 'commit', 'host', 'write_json', 'Run', 'run_id', 'result', 'records', 'progress',
-           'resolve', 'data_name', 'pick_device']
+           'Folder', 'resolve', 'data_name', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #86610554
 import ast, configparser, contextlib, hashlib, importlib, importlib.util, json, os, platform, subprocess, sys, time
@@ -190,7 +190,7 @@ def _locked(
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/00_core.ipynb #fdc387a4
+# %% ../nbs/00_core.ipynb #688f7b8a
 class Run:
     "One stage's work, named by what it is and done once"
     def __init__(self,
@@ -198,7 +198,7 @@ class Run:
         recipe:dict, # All that it depends on but its inputs
         make, # `make(folder:Path, recipe:dict, **inputs:Path)->dict`, the result
         modules=(), # Names of the modules whose source counts
-        **inputs, # `Run`s, or paths of data from outside
+        **inputs, # `Run`s, `Folder`s, or paths of data from outside
     ):
         self.stage,self.recipe,self.make,self.inputs = stage,recipe,make,inputs
         self.what = dict(stage=stage, recipe=recipe, inputs={k: run_id(v) for k,v in inputs.items()}, code=code_of(*modules))
@@ -210,28 +210,28 @@ class Run:
     def done(self)->bool: return (self.path/'result.json').exists() # Is it there?
     def __repr__(self): return f"{self.stage}/{self.id} ({'done' if self.done else 'to do'})"
 
-# %% ../nbs/00_core.ipynb #af6a0906
+# %% ../nbs/00_core.ipynb #cf9bf1c9
 def run_id(
-    o, # A `Run`, or the path of a file or folder
+    o, # A `Run`, a `Folder`, or the path of a file or folder
 )->str: # Its id: of a path inside a record, that record's; else the data's fingerprint
     "One name for an input, wherever it came from"
-    if isinstance(o, Run): return o.id
+    if hasattr(o, 'id'): return o.id
     rec = Path(o)/'result.json'
     return json.loads(rec.read_text())['id'] if rec.exists() else fingerprint(o)
 
 def result(
     o, # A `Run` that is done, or its folder
 )->dict: # What it found
-    "The deterministic part of a record"
+    "What a run found, without its log"
     return json.loads(((o.path if isinstance(o, Run) else Path(o))/'result.json').read_text())['result']
 
-# %% ../nbs/00_core.ipynb #92cef126
+# %% ../nbs/00_core.ipynb #616daa9a
 def _finish(
     run:Run, # A run
     part:Path, # Where it works
 ):
     "Make the inputs, do the work, write result and log, and give the folder its name"
-    inputs = {k: v.get() if isinstance(v, Run) else Path(v) for k,v in run.inputs.items()}
+    inputs = {k: v.get() if hasattr(v, 'get') else Path(v) for k,v in run.inputs.items()}
     t = time.time()
     res = run.make(part, run.recipe, **inputs)
     write_json(part/'log.json', dict(seconds=round(time.time()-t, 2), **host()))
@@ -272,24 +272,33 @@ def progress(
             last = now; print(f'{what} {i} of {len(xs)}, {(now-start)/i*(len(xs)-i):.0f} s left', flush=True)
         yield x
 
-# %% ../nbs/00_core.ipynb #3085a391
+# %% ../nbs/00_core.ipynb #d3dbde71
+class Folder:
+    "A folder of data from outside, fingerprinted once; used like a `Run` that is done"
+    def __init__(self,
+        path:Path, # The folder
+    ): self.path,self.id = Path(path).resolve(),fingerprint(path)
+    def get(self)->Path: return self.path
+
 def resolve(
     data:str='twin', # A folder, 'twin' (the profile's scene) or 'twin:<scene>'
     profile:str='demo', # Which scene 'twin' is
     seed:int=0, # The twin's seed
-): # A `Run` that makes the twin's folder, or the `Path` of a real one
+): # A `Run` that makes the twin's folder, or the `Folder` of real data
     "Where the data are; raises `FileNotFoundError` for a folder that is not there"
     if data.split(':')[0]=='twin':
         return importlib.import_module('cropnb.twin.scene').scene(data.partition(':')[2] or profile, derive(seed, 'scene'))
     if not Path(data).is_dir(): raise FileNotFoundError(f"data={data!r} is no folder: give the one that holds DENETHOR's archives, or 'twin'")
-    return Path(data).resolve()
+    return Folder(data)
 
-# %% ../nbs/00_core.ipynb #0a2576c3
+# %% ../nbs/00_core.ipynb #3149a0ca
 def data_name(
     o, # What `resolve` gave
 )->str: # 'SIMULATED twin:demo', or the folder's name
     "How data are called on the face of a figure"
-    return f"SIMULATED twin:{o.recipe['scene']}" if isinstance(o, Run) else Path(o).name
+    if isinstance(o, Run): return f"SIMULATED twin:{o.recipe['scene']}"
+    mark = o.path/'SIMULATED.txt'
+    return mark.read_text().splitlines()[0] if mark.exists() else o.path.name
 
 # %% ../nbs/00_core.ipynb #db41fcae
 def pick_device(

@@ -6,7 +6,7 @@
 __all__ = ['fractions', 'apportion', 'split_fields', 'make_split', 'split', 'window_centre', 'take_windows', 'match_days',
            'candidates', 'one_date', 'save_npz', 'merge', 'moments', 'add_moments', 'make_pairs', 'pairs', 'alignment',
            'choose', 'write_series', 'pixel_series', 'make_pixels', 'parcel_series', 'series_moments', 'make_parcels',
-           'series']
+           'series', 'own_task']
 
 # %% ../nbs/00_data.ipynb #9b10e4be
 import json, os
@@ -325,3 +325,20 @@ def series(
     if task==3: return Run('series', own|dict(task=3, train=r['train_per_class3'], val=r['val_per_class3'], min_dates=r['min_dates']), make_parcels, _code, data=data)
     part = {1: 'train', 2: 'test'}[task]
     return Run('series', own|dict(task=task, part=part, train=r['train_per_class'], val=r['val_per_class']), make_pixels, _code, data=data, split=split(data, part, r, seed))
+
+# %% ../nbs/00_data.ipynb #e3e991fb
+def own_task(
+    folder:Path, # Where train.h5 and val.h5 go
+    s:dict, # From `cropnb.sources.table.series_from_table`, or the like: as for `write_series`, and `classes`
+    source:str, # What the data are called on a figure
+    seed:int=0, # Of the split
+    val:float=.3, # Fraction of each class's fields to validate on
+    level:str='L2A', # Processing level
+)->dict: # Samples and fields of each class, for each part
+    "Split by field within each class and write both parts; raises `ValueError` where a class has a single field"
+    ids, first = np.unique(s['field_id'], return_index=True); cls = np.asarray(s['label'])[first]
+    if few := [s['classes'][c-1] for c in np.unique(cls) if (cls==c).sum()<2]: raise ValueError(f"Only one field of {', '.join(few)}: leave the class out, or add fields")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    parts = {k: np.isin(s['field_id'], v) for k,v in split_fields(ids, cls, dict(train=1-val, val=val), seed).items()}
+    cut = {k: {n: a[m] for n,a in s.items() if n!='classes'} for k,m in parts.items()}; own = series_moments(cut['train'])
+    return {k: write_series(Path(folder)/f'{k}.h5', v, level=level, classes=s['classes'], source=source, **own) for k,v in cut.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bands', 'variants', 'partners', 'Pairs', 'normalise', 'two_views', 'Nets', 'seeded', 'one_epoch', 'fit', 'set_norms',
-           'save_encoder', 'Encoder', 'embed', 'load_encoder', 'make_encoder', 'method', 'encoder']
+           'save_encoder', 'Encoder', 'embed', 'load_encoder', 'make_encoder', 'method', 'encoder', 'encoders']
 
 # %% ../nbs/03_pretrain.ipynb #e1863194
 import json, os
@@ -263,3 +263,13 @@ def encoder(
 
 # %% ../nbs/03_pretrain.ipynb #0b72b95c
 variants = dict(supervised=dict(mode='none'), untrained=dict(epochs=0), **{f'{m} {c}': dict(mode=m, corruption=c) for m in ('unimodal', 'bimodal') for c in (.2, .6)})
+
+# %% ../nbs/03_pretrain.ipynb #aafb0a44
+def encoders(
+    pairs, # `Run` or path of the pairs
+    r:dict, # A recipe
+    seed:int, # The run's seed
+    device:str='cpu', # cpu | cuda
+)->dict: # Name -> `Run`
+    "All variants as runs"
+    return {k: encoder(pairs, r, seed, device=device, **v) for k,v in variants.items()}

@@ -287,12 +287,13 @@ def write_breizhcrops(
     _breizh[['code', 'classname']].to_csv(out/'codes.csv', sep=';', index=False)
     return dict(parcels=len(k))
 
-# %% ../../nbs/twin/02_scene.ipynb #ab8b1817
+# %% ../../nbs/twin/02_scene.ipynb #5b6e21c9
 def make_scene(
     folder:Path, # Where to
     recipe:dict, # A row of `scenes`, and `seed`
 )->dict: # Counts
     "Both tiles and the parcels of Brittany"
+    (folder/'SIMULATED.txt').write_text(f"SIMULATED twin:{recipe['scene']}\nWritten by cropnb's simulator. Nothing in this folder was measured.\n")
     print(f"simulating the twin's scene {recipe['scene']}: two tiles of {recipe['extent']/1000:g} km, {recipe['dates']} dates ...", flush=True)
     return dict(train=write_tile(folder, 'train', recipe), test=write_tile(folder, 'test', recipe), breizh=write_breizhcrops(folder, recipe))
 

@@ -1,0 +1,74 @@
+"Training runs survive a kill with the same bytes, and import nothing that a bare compute node lacks."
+import os, signal, subprocess, sys, time
+import numpy as np, pytest
+from conftest import root
+from cropnb.core import Run, recipe, resolve, result
+from cropnb.data import pairs, series
+from cropnb.pretrain import encoder, encoders, load_encoder
+from cropnb.downstream import training
+
+code = '''
+from cropnb.core import recipe, resolve
+from cropnb.data import pairs
+from cropnb.pretrain import encoder
+r = recipe('smoke'); p = pairs(resolve('twin', 'smoke', 0), r, 0)
+encoder(p, r, 0, 'bimodal', .2, epochs=12).get()
+'''
+def start(runs): return subprocess.Popen([sys.executable, '-c', code], cwd=root, env=os.environ|dict(CROPNB_RUNS=str(runs)), stdout=subprocess.PIPE, text=True)
+
+def test_killed_and_resumed(tmp_path):
+    "kill -9 in the middle; the encoder of the second start is that of a run that was left alone"
+    whole = start(tmp_path/'a'); out = whole.communicate()[0]; assert whole.returncode==0
+    p = start(tmp_path/'b')
+    for line in p.stdout:
+        if 'epoch 4 of 12' in line: p.send_signal(signal.SIGKILL); break
+    p.wait(); assert not list((tmp_path/'b/pretrain').glob('*/result.json'))
+    q = start(tmp_path/'b'); again = q.communicate()[0]; assert q.returncode==0
+    assert 'epoch 1 of 12' in out and 'epoch 1 of 12' not in again                  # it did go on, not start anew
+    a,b = (next((tmp_path/k/'pretrain').glob('*')) for k in 'ab')
+    for f in ('encoder.safetensors', 'result.json'): assert (a/f).read_bytes()==(b/f).read_bytes()
+    assert sorted(f.name for f in b.iterdir())==['encoder.safetensors', 'log.json', 'result.json']
+
+def test_two_processes_make_a_run_once(tmp_path):
+    both = [start(tmp_path) for _ in range(2)]
+    outs = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both]==[0, 0] and sum('epoch 1 of 12' in o for o in outs)==1
+
+def test_a_failed_run_leaves_no_result(fresh_runs):
+    def bad(folder, recipe): (folder/'half.txt').write_text('half'); raise RuntimeError('no')
+    r = Run('x', {}, bad)
+    with pytest.raises(RuntimeError): r.get()
+    assert not r.done and not r.path.exists()
+
+def test_same_seed_same_result(fresh_runs, monkeypatch, tmp_path):
+    def one(runs, seed):
+        monkeypatch.setenv('CROPNB_RUNS', str(runs)); r = recipe('smoke'); d = resolve('twin', 'smoke', 0)
+        e = encoder(pairs(d, r, 0), r, seed, 'unimodal', .6); t = training(series(1, d, r, 0), e, 1, 'lstm', 0, r, seed)
+        return (t.get()/'result.json').read_bytes(), (e.path/'encoder.safetensors').read_bytes()
+    assert one(tmp_path/'a', 1)==one(tmp_path/'b', 1)!=one(tmp_path/'b', 2)
+
+def test_bare_node():
+    "Losses, encoders, pre-training and downstream need torch, numpy, h5py and safetensors alone"
+    test = '''
+import sys
+class Deny:
+    def find_spec(self, name, *a):
+        if name.split('.')[0] in ('fastcore', 'optuna', 'papermill', 'rasterio', 'geopandas', 'pandas', 'matplotlib', 'scipy', 'tqdm', 'IPython', 'nbdev', 'sklearn'): raise ImportError(name)
+sys.meta_path.insert(0, Deny())
+import cropnb.losses, cropnb.encoders, cropnb.pretrain, cropnb.downstream
+cropnb.downstream.sets('paper', 'lstm', 10)
+'''
+    subprocess.run([sys.executable, '-c', test], cwd=root, check=True)
+
+def test_embed_is_per_date(fresh_runs):
+    r = recipe('smoke'); d = resolve('twin', 'smoke', 0)
+    e = load_encoder(encoders(pairs(d, r, 0), r, 0)['untrained'].get())
+    x = np.random.default_rng(0).integers(100, 6000, (3, 5, 12)).astype('uint16')
+    np.testing.assert_allclose(e.embed(x)[1,2], e.embed(x[1,2]), atol=1e-5)
+    assert e.net.training is False and np.isfinite(e.embed(x)).all()
+
+def test_supervised_is_the_identity(fresh_runs):
+    r = recipe('smoke'); d = resolve('twin', 'smoke', 0)
+    run = encoders(pairs(d, r, 0), r, 0)['supervised']; e = load_encoder(run.get())
+    x = np.random.default_rng(0).integers(100, 6000, (3, 5, 12))
+    np.testing.assert_allclose(e.embed(x), (x/1e4-e.mean.numpy())/e.std.numpy(), rtol=1e-4, atol=1e-5); assert result(run)['method']=='supervised'
