@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['profiles', 'protocols', 'repo_root', 'runs_dir', 'check_params', 'in_test', 'recipe', 'pick', 'derive', 'digest',
-           'code_of', 'fingerprint', 'commit', 'host', 'write_json', 'Run', 'run_id', 'result', 'records', 'progress',
-           'Folder', 'resolve', 'data_name', 'pick_device']
+           'code_of', 'fingerprint', 'commit', 'host', 'write_json', 'full_name', 'Run', 'run_id', 'result', 'records',
+           'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
 
-# %% ../nbs/00_core.ipynb #86610554
-import ast, configparser, contextlib, hashlib, importlib, importlib.util, json, os, platform, subprocess, sys, time
+# %% ../nbs/00_core.ipynb #e75f15d9
+import ast, contextlib, functools, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -35,9 +35,10 @@ def _declared(
     d = {s.target.id: ast.unparse(s.annotation) for s in body if isinstance(s, ast.AnnAssign)}
     return d | {t.id: None for s in body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)}
 
-# %% ../nbs/00_core.ipynb #01e3e536
+# %% ../nbs/00_core.ipynb #75412bee
 _types = dict(str=str, int=int, float=(int, float), bool=bool, list=list, dict=dict)
 
+# %% ../nbs/00_core.ipynb #ab326d96
 def _check_type(
     name:str, # A parameter
     value, # What papermill put in
@@ -117,7 +118,7 @@ def digest(
     "A short name for a value"
     return hashlib.sha256(json.dumps(o, sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../nbs/00_core.ipynb #9c45a7f7
+# %% ../nbs/00_core.ipynb #78c0037d
 def _bare(
     src:str, # Python source
 )->str: # The same program without comments and docstrings
@@ -127,27 +128,35 @@ def _bare(
         if isinstance(b, list) and b and isinstance(b[0], ast.Expr) and isinstance(b[0].value, ast.Constant): n.body = b[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
+# %% ../nbs/00_core.ipynb #ed660d45
 def code_of(
     *modules:str, # Names of modules, such as 'cropnb.losses'
 )->str: # A hash of what they do
     "The source of a stage, so that a change of code is a change of run"
     return digest([_bare(Path(importlib.util.find_spec(m).origin).read_text(encoding='utf-8')) for m in modules])
 
-# %% ../nbs/00_core.ipynb #deb21471
-def _ends(
+# %% ../nbs/00_core.ipynb #185740cb
+def _blocks(
     p:Path, # A file
-)->str: # Hash of its first and last 64 kB
+    n:int=64, # Blocks of 64 kB
+)->str: # Hash of `n` blocks spread over the file, of all of it where it is small
+    size = p.stat().st_size; h = hashlib.sha256()
     with open(p, 'rb') as f:
-        a = f.read(1<<16); f.seek(max(0, p.stat().st_size-(1<<16)))
-        return hashlib.sha256(a+f.read()).hexdigest()
+        for i in range(n):
+            f.seek(i*max(size-(1<<16), 0)//(n-1)); h.update(f.read(1<<16))
+    return h.hexdigest()
 
+# %% ../nbs/00_core.ipynb #ef6af825
 def fingerprint(
-    path:Path, # A file, or a folder of them
-)->str: # The same for the same names, sizes and ends, wherever it lies
+    path:Path, # A file, or a folder
+    files=None, # Of the folder's files, those that count; all of them if `None`
+)->str: # The same for the same names and contents, wherever they lie
     "A name for data that we did not make"
     path = Path(path)
-    fs = sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
-    return digest([(p.relative_to(path).as_posix(), p.stat().st_size, _ends(p)) for p in fs])
+    fs = [path] if path.is_file() else sorted(p for p in (path.rglob('*') if files is None else map(Path, files)) if p.is_file())
+    whole = sum(p.stat().st_size for p in fs) < 1<<30
+    one = (lambda p: hashlib.sha256(p.read_bytes()).hexdigest()) if whole else _blocks
+    return digest([(p.relative_to(path).as_posix(), p.stat().st_size, one(p)) for p in fs])
 
 # %% ../nbs/00_core.ipynb #f571105f
 def commit()->str: # Short hash, '+' where the code has uncommitted changes, 'nogit' outside a repository
@@ -156,12 +165,13 @@ def commit()->str: # Short hash, '+' where the code has uncommitted changes, 'no
     try: return (git('rev-parse', '--short', 'HEAD') or 'nogit') + ('+' if git('status', '--porcelain', '--', 'cropnb', 'settings.ini') else '')
     except FileNotFoundError: return 'nogit'
 
-# %% ../nbs/00_core.ipynb #f78db10d
+# %% ../nbs/00_core.ipynb #5e757860
 def _peak_mb()->float|None: # Peak memory of this process, or `None` on Windows
     try: import resource
     except ImportError: return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform=='darwin' else 2**10))
 
+# %% ../nbs/00_core.ipynb #c590b342
 def host()->dict: # Machine, versions, commit, peak memory in MB, time
     "What belongs in a log and never in a result"
     vs = {m: getattr(sys.modules[m], '__version__', '') for m in ('numpy', 'torch', 'h5py', 'rasterio') if m in sys.modules}
@@ -178,30 +188,39 @@ def write_json(
     tmp.write_text(json.dumps(o, indent=1, sort_keys=True)+'\n', encoding='utf-8')
     os.replace(tmp, path)
 
-# %% ../nbs/00_core.ipynb #3569204d
+# %% ../nbs/00_core.ipynb #6dd4cbc1
 @contextlib.contextmanager
 def _locked(
     path:Path, # A file that stands for the work
 ):
     "One process at a time; the lock goes with the process, however it ends"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as f:
         with contextlib.suppress(ImportError):
             import fcntl
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/00_core.ipynb #688f7b8a
+# %% ../nbs/00_core.ipynb #101947f1
+def full_name(
+    f, # A function, or a `functools.partial` of one
+)->str: # Its module and name, and what a partial changes
+    "What a function is called"
+    if isinstance(f, functools.partial): return f"{full_name(f.func)}({', '.join(f'{k}={full_name(v) if callable(v) else v}' for k,v in sorted(f.keywords.items()))})"
+    return f'{f.__module__}.{f.__qualname__}'
+
+# %% ../nbs/00_core.ipynb #f48d33a4
 class Run:
     "One stage's work, named by what it is and done once"
     def __init__(self,
         stage:str, # 'pairs', 'pretrain', ...: the folder under `runs/`
         recipe:dict, # All that it depends on but its inputs
         make, # `make(folder:Path, recipe:dict, **inputs:Path)->dict`, the result
-        modules=(), # Names of the modules whose source counts
+        code:str='', # From `code_of`, taken when the stage was imported: what runs is what is named
         **inputs, # `Run`s, `Folder`s, or paths of data from outside
     ):
         self.stage,self.recipe,self.make,self.inputs = stage,recipe,make,inputs
-        self.what = dict(stage=stage, recipe=recipe, inputs={k: run_id(v) for k,v in inputs.items()}, code=code_of(*modules))
+        self.what = dict(stage=stage, recipe=recipe, make=full_name(make), inputs={k: run_id(v) for k,v in inputs.items()}, code=code)
         self.id = digest(self.what)
 
     @property
@@ -210,7 +229,7 @@ class Run:
     def done(self)->bool: return (self.path/'result.json').exists() # Is it there?
     def __repr__(self): return f"{self.stage}/{self.id} ({'done' if self.done else 'to do'})"
 
-# %% ../nbs/00_core.ipynb #cf9bf1c9
+# %% ../nbs/00_core.ipynb #8c5edb60
 def run_id(
     o, # A `Run`, a `Folder`, or the path of a file or folder
 )->str: # Its id: of a path inside a record, that record's; else the data's fingerprint
@@ -219,35 +238,35 @@ def run_id(
     rec = Path(o)/'result.json'
     return json.loads(rec.read_text())['id'] if rec.exists() else fingerprint(o)
 
+# %% ../nbs/00_core.ipynb #7590ae60
 def result(
     o, # A `Run` that is done, or its folder
 )->dict: # What it found
     "What a run found, without its log"
     return json.loads(((o.path if isinstance(o, Run) else Path(o))/'result.json').read_text())['result']
 
-# %% ../nbs/00_core.ipynb #616daa9a
+# %% ../nbs/00_core.ipynb #b928ef39
 def _finish(
-    run:Run, # A run
+    run:Run, # A run, locked
     part:Path, # Where it works
 ):
-    "Make the inputs, do the work, write result and log, and give the folder its name"
+    "Make the inputs, do the work, write log and result, and only then clean up and give the folder its name"
     inputs = {k: v.get() if hasattr(v, 'get') else Path(v) for k,v in run.inputs.items()}
-    t = time.time()
-    res = run.make(part, run.recipe, **inputs)
-    write_json(part/'log.json', dict(seconds=round(time.time()-t, 2), **host()))
-    write_json(part/'result.json', dict(run.what, id=run.id, result=res))
-    (part/'.lock').unlink(); part.rename(run.path)
+    (part/'tmp').mkdir(parents=True, exist_ok=True); t = time.time()
+    if not (part/'result.json').exists():
+        res = run.make(part, run.recipe, **inputs)
+        write_json(part/'log.json', dict(seconds=round(time.time()-t, 2), **host()))
+        write_json(part/'result.json', dict(run.what, id=run.id, result=res))
+    shutil.rmtree(part/'tmp'); part.rename(run.path)
 
-# %% ../nbs/00_core.ipynb #8fa9d45c
+# %% ../nbs/00_core.ipynb #a173ccb6
 def _get(
     self:Run, # A run
 )->Path: # Its folder
     "Make the run if it is missing, after its inputs; two processes never do the same one"
-    part = self.path.with_suffix('.part')
-    while not self.done:
-        part.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), _locked(part/'.lock'):
-            if not self.done and (part/'.lock').exists(): _finish(self, part)
+    if not self.done:
+        with _locked(runs_dir()/'.locks'/f'{self.stage}-{self.id}'):
+            if not self.done: _finish(self, self.path.with_suffix('.part'))
     return self.path
 Run.get = _get
 
@@ -272,14 +291,18 @@ def progress(
             last = now; print(f'{what} {i} of {len(xs)}, {(now-start)/i*(len(xs)-i):.0f} s left', flush=True)
         yield x
 
-# %% ../nbs/00_core.ipynb #d3dbde71
+# %% ../nbs/00_core.ipynb #a2647841
 class Folder:
     "A folder of data from outside, fingerprinted once; used like a `Run` that is done"
     def __init__(self,
         path:Path, # The folder
-    ): self.path,self.id = Path(path).resolve(),fingerprint(path)
+        files=None, # Of its files, those that count; all if `None`
+    ): self.path,self.files = Path(path).resolve(),files
+    @functools.cached_property
+    def id(self)->str: return fingerprint(self.path, self.files)
     def get(self)->Path: return self.path
 
+# %% ../nbs/00_core.ipynb #f39401d6
 def resolve(
     data:str='twin', # A folder, 'twin' (the profile's scene) or 'twin:<scene>'
     profile:str='demo', # Which scene 'twin' is

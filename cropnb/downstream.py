@@ -6,14 +6,14 @@
 __all__ = ['spaces', 'draw_sets', 'sets', 'read_part', 'standardise', 'features', 'confusion', 'scores_of', 'field_accuracy',
            'EndToEnd', 'build', 'predict', 'fit', 'make_training', 'training', 'grid']
 
-# %% ../nbs/04_downstream.ipynb #6a262e09
+# %% ../nbs/04_downstream.ipynb #0d349e08
 import functools, json
 from pathlib import Path
 import h5py, numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from .core import Run, derive, pick
+from .core import Run, code_of, derive, pick, run_id
 from .encoders import ResMLP, families
-from .pretrain import load_encoder, seeded
+from .pretrain import as_int16, load_encoder, seeded
 
 # %% ../nbs/04_downstream.ipynb #430964ff
 spaces = dict(
@@ -48,14 +48,14 @@ def sets(
     if family not in families: raise ValueError(f"family={family!r} is not one of {', '.join(families)}")
     return json.loads((Path(__file__).parent/'sets.json').read_text())[profile][family][:n]
 
-# %% ../nbs/04_downstream.ipynb #a028928a
+# %% ../nbs/04_downstream.ipynb #5195e8e1
 def read_part(
     path:Path, # train.h5 or val.h5, from `cropnb.data.series`
 )->dict: # x (N,T,12), mask (N,T) bool, y (N,) 0-based, field (N,), attributes
     "A part of a task in memory"
     with h5py.File(path) as h:
         a = dict(h.attrs)
-        return dict(x=torch.from_numpy(h['time_series'][:]), mask=torch.from_numpy(h['mask'][:]>0), y=torch.from_numpy(h['crop_labels'][:,0].astype('int64'))-1,
+        return dict(x=as_int16(h['time_series'][:]), mask=torch.from_numpy(h['mask'][:]>0), y=torch.from_numpy(h['crop_labels'][:,0].astype('int64'))-1,
                     field=h['field_id'][:], classes=json.loads(a['classes']), source=a['source'], own={k: a[k] for k in ('mean', 'std') if k in a})
 
 # %% ../nbs/04_downstream.ipynb #ab1b14a0
@@ -72,11 +72,12 @@ def standardise(
     for x in parts.values():
         for b in x.split(step): b.copy_((b.double()-mean)/std)
 
-# %% ../nbs/04_downstream.ipynb #3c8aa1a9
+# %% ../nbs/04_downstream.ipynb #54d5becb
 @functools.lru_cache(maxsize=1) # the paper's embeddings of one task are 4 GB
 def features(
     encoder:Path, # Folder of an encoder
     series:Path, # Folder with train.h5 and val.h5
+    ids:tuple, # Their run ids: other data under the same name are other features
     frozen:bool, # Embed now; else hand on the normalised bands
     device:str, # cpu | cuda
 )->dict: # 'train' and 'val' -> dict of x (N,T,F) fp16 on the device, mask, y, field; and classes, source
@@ -88,7 +89,7 @@ def features(
     standardise({k: p['x'] for k,p in ps.items()}, ps['train']['mask'])
     return {k: p|dict(mask=p['mask'].to(device), y=p['y'].to(device)) for k,p in ps.items()}
 
-# %% ../nbs/04_downstream.ipynb #ecb1d80e
+# %% ../nbs/04_downstream.ipynb #1748eaba
 def confusion(
     y:np.ndarray, # (N,) true class, 0-based
     p:np.ndarray, # (N,) predicted class
@@ -96,13 +97,14 @@ def confusion(
 )->np.ndarray: # (k, k) counts, rows true, columns predicted
     return np.bincount(np.asarray(y)*k+np.asarray(p), minlength=k*k).reshape(k, k)
 
+# %% ../nbs/04_downstream.ipynb #ef9c4aa0
 def scores_of(
     c:np.ndarray, # (k, k) from `confusion`
-)->dict: # accuracy, macro_f1, kappa; producer (recall) and user (precision) accuracy of each class
+)->dict: # accuracy, majority (that of naming the commonest class), macro_f1, kappa; producer (recall) and user (precision) accuracy of each class
     "What a confusion matrix says"
     n, hit, rows, cols = c.sum(), np.diag(c), c.sum(1), c.sum(0)
     chance = (rows*cols).sum()/n**2
-    return dict(accuracy=float(hit.sum()/n), macro_f1=float((2*hit/np.maximum(rows+cols, 1)).mean()), kappa=float((hit.sum()/n-chance)/(1-chance)) if chance<1 else 0.,
+    return dict(accuracy=float(hit.sum()/n), majority=float(rows.max()/n), macro_f1=float((2*hit/np.maximum(rows+cols, 1)).mean()), kappa=float((hit.sum()/n-chance)/(1-chance)) if chance<1 else 0.,
                 producer=(hit/np.maximum(rows, 1)).tolist(), user=(hit/np.maximum(cols, 1)).tolist())
 
 # %% ../nbs/04_downstream.ipynb #7d7f62dd
@@ -114,7 +116,7 @@ def field_accuracy(
     "Accuracy with the field as the unit"
     return float(np.mean([np.bincount(p[field==f]).argmax()==y[field==f][0] for f in np.unique(field)]))
 
-# %% ../nbs/04_downstream.ipynb #50854371
+# %% ../nbs/04_downstream.ipynb #a69bad7d
 class EndToEnd(nn.Module):
     "An encoder and a base model, trained together"
     def __init__(self,
@@ -122,7 +124,10 @@ class EndToEnd(nn.Module):
         base:nn.Module, # Sees the season
     ):
         super().__init__(); self.enc,self.base = enc,base
-    def forward(self, x, mask=None): return self.base(self.enc(x.flatten(0, 1)).unflatten(0, x.shape[:2]), mask)
+    def forward(self, x, mask=None):
+        if mask is None: mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        z = self.enc(x[mask]) # dates that were not observed must not reach the batch statistics
+        return self.base(z.new_zeros(*mask.shape, z.shape[1]).masked_scatter(mask[...,None], z), mask)
 
 # %% ../nbs/04_downstream.ipynb #712de9dc
 def build(
@@ -169,7 +174,7 @@ def fit(
     if not np.isfinite(loss[-1]): raise FloatingPointError(f'The loss became {loss[-1]}: try a smaller lr')
     return acc, loss
 
-# %% ../nbs/04_downstream.ipynb #49a4eb6a
+# %% ../nbs/04_downstream.ipynb #fca6ec65
 def make_training(
     folder:Path, # Where `predictions.npy` goes
     recipe:dict, # task, family, config, hyper, epochs, batch, seed, frozen, device, threads, and names for the score table
@@ -179,7 +184,7 @@ def make_training(
     "Train one base model on one variant's features and score it on the validation part"
     torch.set_num_threads(recipe['threads'])
     what = load_encoder(encoder).what
-    parts = features(Path(encoder), Path(series), recipe['frozen'], recipe['device']); va = parts['val']
+    parts = features(Path(encoder), Path(series), (run_id(encoder), run_id(series)), recipe['frozen'], recipe['device']); va = parts['val']
     m = build(recipe, parts['train']['x'].shape[2], len(va['classes']), encoder).to(recipe['device'])
     acc,loss = fit(m, parts, recipe)
     y,p = va['y'].cpu().numpy(), predict(m, va).cpu().numpy()
@@ -189,7 +194,10 @@ def make_training(
                 pairing=what.get('recipe', {}).get('pairing'), source=va['source'], pretrained_on=what['source'], epoch_accuracy=acc, epoch_loss=loss, confusion=c.tolist(),
                 classes=va['classes'], n_train=len(parts['train']['y']), n_val=len(y), n_fields_val=len(np.unique(va['field'])), field_accuracy=field_accuracy(va['field'], y, p), **scores_of(c))
 
-# %% ../nbs/04_downstream.ipynb #d296e31c
+# %% ../nbs/04_downstream.ipynb #692b2efb
+_code = code_of('cropnb.encoders', 'cropnb.pretrain', 'cropnb.downstream')
+
+# %% ../nbs/04_downstream.ipynb #22e734d2
 def training(
     series, # `Run` or folder of a task's series
     encoder, # `Run` or folder of an encoder
@@ -204,8 +212,7 @@ def training(
     "One cell of the grid as a run"
     rec = dict(task=task, family=family, config=config, hyper=sets(r['profile'], family, r['n_sets'])[config], run_seed=seed,
                seed=derive(seed, 'base', task, family, config), frozen=frozen, device=device)
-    return Run('downstream', rec|pick(r, 'profile protocol epochs batch threads'), make_training, ['cropnb.encoders', 'cropnb.pretrain', 'cropnb.downstream'],
-               encoder=encoder, series=series)
+    return Run('downstream', rec|pick(r, 'profile protocol epochs batch threads'), make_training, _code, encoder=encoder, series=series)
 
 # %% ../nbs/04_downstream.ipynb #2e61c3f0
 def grid(

@@ -18,7 +18,7 @@ def n_params(
     "Count of trainable parameters"
     return sum(p.numel() for p in m.parameters() if p.requires_grad)
 
-# %% ../nbs/02_encoders.ipynb #75a13199
+# %% ../nbs/02_encoders.ipynb #ac1c88b0
 class Block(nn.Module):
     "Residual block: BatchNorm, Linear, ReLU, Linear"
     def __init__(self,
@@ -28,6 +28,7 @@ class Block(nn.Module):
         self.f = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
     def forward(self, x): return x+self.f(x)
 
+# %% ../nbs/02_encoders.ipynb #aa64ec26
 class ResMLP(nn.Sequential):
     "(N, features) -> (N, dim): Linear, residual blocks, BatchNorm, ReLU, Linear"
     def __init__(self,
@@ -62,7 +63,7 @@ def masked_mean(
     m = mask[...,None].to(x.dtype)
     return (x*m).sum(1)/m.sum(1).clamp(min=1)
 
-# %% ../nbs/02_encoders.ipynb #ddb38259
+# %% ../nbs/02_encoders.ipynb #c80c3cd2
 class LSTM(nn.Module):
     "Bidirectional LSTM"
     def __init__(self,
@@ -73,11 +74,9 @@ class LSTM(nn.Module):
         dropout:float=0., # Between layers
     ):
         super().__init__()
-        self.norm = nn.LayerNorm(features)
         self.lstm = nn.LSTM(features, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout if layers>1 else 0.)
         self.head = nn.Sequential(nn.LayerNorm(2*hidden), nn.Linear(2*hidden, classes))
     def forward(self, x, mask=None):
-        x = self.norm(x)
         if mask is not None: x = x*mask[...,None].to(x.dtype)
         return self.head(masked_mean(self.lstm(x)[0], mask))
 

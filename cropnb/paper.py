@@ -26,7 +26,7 @@ class Cell:
     @property
     def todo(self)->list: return [r for r in self.runs if not r.done]
 
-# %% ../nbs/06_paper.ipynb #af207def
+# %% ../nbs/06_paper.ipynb #28754b10
 def plan(
     data, # From `resolve`
     r:dict, # A recipe
@@ -40,14 +40,15 @@ def plan(
     prs = pairs(data, r, seed); encs = encoders(prs, r, seed, device); sets = {t: series(t, data, r, seed) for t in tasks}
     names = {'untrained': dict(epochs=0)} | {k: v for k,v in variants.items() if 'corruption' in v}
     main = {k: v for k,v in common.items() if k in ('profile', 'seed', 'data')}
-    return [[Cell('data', '00_data', main|dict(tasks=tasks), [prs, *sets.values()])],
+    return [[Cell('data', '00_data', main|dict(tasks=tasks), [*([data] if isinstance(data, Run) else []), prs, *sets.values()])],
             [Cell(k, '03_pretrain', common|v, [encs[k]]) for k,v in names.items()],
             [Cell(f'task {t} {f}', '04_downstream', common|dict(task=t, family=f), list(grid(s, encs, t, f, r, seed, device).values())) for t,s in sets.items() for f in families]]
 
-# %% ../nbs/06_paper.ipynb #5811cd14
-_guess = dict(smoke=dict(pairs=2, series=1, pretrain=1, downstream=.3), demo=dict(pairs=20, series=1, pretrain=15, downstream=3.5),
-              paper=dict(pairs=3600, series=600, pretrain=6*3600, downstream=20*60))
+# %% ../nbs/06_paper.ipynb #761c9dbe
+_guess = dict(smoke=dict(scene=2, pairs=2, series=1, pretrain=1, downstream=.3), demo=dict(scene=20, pairs=1, series=1, pretrain=13, downstream=3.5),
+              paper=dict(scene=5*3600, pairs=3600, series=600, pretrain=6*3600, downstream=20*60))
 
+# %% ../nbs/06_paper.ipynb #8c45cc60
 def seconds(
     run:Run, # A run
     profile:str, # smoke | demo | paper
@@ -58,31 +59,32 @@ def seconds(
     t = [p['log']['seconds'] for p in past.get(run.stage, []) if like(p['recipe'])==like(run.recipe)]
     return sum(t)/len(t) if t else _guess[profile][run.stage]
 
-# %% ../nbs/06_paper.ipynb #5efc0b8e
+# %% ../nbs/06_paper.ipynb #b4aaeef2
 def megabytes(
+    data, # From `resolve`
     r:dict, # A recipe
-    dates:int, # Acquisitions of the year
     tasks:list, # Of 1, 2, 3
-)->float: # Disk for pairs and series
-    "By arithmetic: 110 bytes a pair, 27 bytes a sample and date"
+)->float: # Disk for the twin's scene, pairs and series
+    "By arithmetic: a scene's arrays, 110 bytes a pair, 27 bytes a sample and date; 144 dates for real data"
+    s = data.recipe if isinstance(data, Run) else dict(dates=144, extent=0)
     n = sum((6*(r['train_per_class3']+r['val_per_class3'])) if t==3 else 9*(r['train_per_class']+r['val_per_class']) for t in tasks)
-    return (110*r['pairs_per_date']*dates+27*n*dates)/1e6
+    return s['dates']*(2*25*(s['extent']/10)**2+8*(s['extent']/3)**2+110*r['pairs_per_date']+27*n)/1e6
 
-# %% ../nbs/06_paper.ipynb #e88fd763
+# %% ../nbs/06_paper.ipynb #e543fd3c
 def summary(
     stages:list, # From `plan`
     profile:str, # smoke | demo | paper
     n_jobs:int, # Notebooks at a time
 )->tuple: # Text, and the seconds left
     "What is there, what is to do, and how long that takes"
-    past = {s: records(s) for s in ('pairs', 'series', 'pretrain', 'downstream')}
+    past = {s: records(s) for s in ('scene', 'pairs', 'series', 'pretrain', 'downstream')}
     lines, total = [], 0
     for cells in stages:
         todo = [c for c in cells if c.todo]; t = sum(seconds(r, profile, past) for c in todo for r in c.todo)/n_jobs+7*len(todo)/n_jobs
         lines.append(f"{cells[0].notebook:14s} {len(cells)-len(todo):2d} of {len(cells)} notebooks done, {sum(len(c.todo) for c in cells)} runs to do, about {t/60:.1f} min"); total += t
     return '\n'.join(lines), total
 
-# %% ../nbs/06_paper.ipynb #674c9eeb
+# %% ../nbs/06_paper.ipynb #41ab83df
 def command(
     c:Cell, # A cell
 )->list: # Of papermill
@@ -91,6 +93,7 @@ def command(
     out = runs_dir()/'notebooks'/f"{c.notebook}-{c.name.replace(' ', '-')}.ipynb"; out.parent.mkdir(parents=True, exist_ok=True)
     return [sys.executable, '-m', 'papermill', str(repo_root()/'nbs'/f'{c.notebook}.ipynb'), str(out), '--no-progress-bar', '--log-level', 'ERROR', '--stdout-file', '-', *flags]
 
+# %% ../nbs/06_paper.ipynb #a5833f75
 def execute(
     c:Cell, # A cell
 )->bool: # Did it work?

@@ -10,6 +10,10 @@ from cropnb.twin.scene import _pickled_bbox
 
 W, N = 432_000, 5_832_000
 
+def write_ps(d, img, west, north, px, day):
+    p = d/'x_train_source_planet'/f'x_train_source_planet_{day}'; p.mkdir(parents=True)
+    with rasterio.open(p/'sr.tif', 'w', driver='GTiff', count=4, height=img.shape[1], width=img.shape[2], dtype='uint16', crs='EPSG:32633', transform=from_origin(west, north, px, px)) as f: f.write(img)
+
 def write_scene(d, px=3., n_ps=100, west=W, north=N, n_s2=30, hole=None):
     "Sentinel-2 of `n_s2` pixels at 10 m; PlanetScope of `n_ps` pixels of `px` m; values are 1 + row and 1 + column"
     s2 = d/'x_train_source_sentinel_2'/'t'; s2.mkdir(parents=True)
@@ -19,8 +23,7 @@ def write_scene(d, px=3., n_ps=100, west=W, north=N, n_s2=30, hole=None):
     (s2/'timestamp.pkl').write_bytes(pickle.dumps([datetime(2018, 5, 1, tzinfo=timezone.utc)]))
     r,c = np.indices((n_ps, n_ps)); img = np.stack([r+1, c+1, r+1, c+1]).astype('uint16')
     if hole: img[:, hole[0], hole[1]] = 0
-    p = d/'x_train_source_planet'/'x_train_source_planet_2018_05_01'; p.mkdir(parents=True)
-    with rasterio.open(p/'sr.tif', 'w', driver='GTiff', count=4, height=n_ps, width=n_ps, dtype='uint16', crs='EPSG:32633', transform=from_origin(west, north, px, px)) as f: f.write(img)
+    write_ps(d, img, west, north, px, '2018_05_01')
     lab = d/'x_train_labels'; lab.mkdir()
     g = gpd.GeoDataFrame(dict(fid=[1], crop_id=[1]), geometry=[box(W, N-10*n_s2, W+10*n_s2, N)], crs='EPSG:32633')
     g.to_file(lab/'labels.geojson', driver='GeoJSON')
@@ -63,9 +66,15 @@ def test_resumes_at_the_shard(tmp_path):
     read(a, 100); whole = (a/'pairs.h5').read_bytes()
     from cropnb.data import match_days, one_date, save_npz
     t = Tile(b); c = candidates(t, [1]); one = one_date(t.s2[0], t.ps[t.ps.dates[0]], c, 100, np.random.default_rng([0, 0]))
-    save_npz(b/'0000.npz', date=np.full(100, t.s2.dates[0].astype(int), 'uint16'), **one)
-    (b/'x_train_source_planet'/'x_train_source_planet_2018_05_01'/'sr.tif').touch()
+    (b/'tmp').mkdir(); save_npz(b/'tmp'/'0000.npz', date=np.full(100, t.s2.dates[0].astype(int), 'uint16'), **one)
     read(b, 100); assert (b/'pairs.h5').read_bytes()==whole
+
+def test_days_on_another_grid_are_refused(tmp_path):
+    d = write_scene(tmp_path); write_ps(d, np.ones((4, 100, 100), 'uint16'), W-60, N, 3., '2018_01_01')
+    with pytest.raises(ValueError, match='2018_05_01/sr.tif lies on another grid'): read(d)
+
+def test_rasters_apart_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='do the two rasters and the parcels overlap'): read(write_scene(tmp_path, west=W+9000))
 
 @pytest.mark.parametrize('break_it,says', [
     (lambda d: (next(d.rglob('sr.tif')).write_bytes(next(d.rglob('sr.tif')).read_bytes()[:2000])), 'sr.tif'),

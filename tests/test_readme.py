@@ -30,7 +30,7 @@ def test_main_job(make, tmp_path, fresh_runs, capfd):
     assert len(s)==3*3*7 and set(s.method)=={'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'} and set(s.scene)=={'SIMULATED twin:smoke'}
     assert s.accuracy.between(0, 1).all() and s.groupby('task').n_val.first().to_dict()=={1: 54, 2: 54, 3: 36}
     assert 'SIMULATED twin:smoke' in (out/'figure6.svg').read_text() and 'no evidence' in (out/'table1.md').read_text()
-    text = capfd.readouterr().out; assert 'to do, about' in text and 'done in' in text
+    said = capfd.readouterr().out; assert 'to do, about' in said and 'done in' in said
     old = {p.name: p.read_bytes() for p in out.iterdir()}
     make.figures('-p', 'profile', 'smoke', '-p', 'figures', str(out))
     assert re.findall(r'(\d+) runs to do', capfd.readouterr().out)==['0', '0', '0'] and {p.name: p.read_bytes() for p in out.iterdir()}==old

@@ -1,9 +1,9 @@
 "Training runs survive a kill with the same bytes, and import nothing that a bare compute node lacks."
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys
 import numpy as np, pytest
 from conftest import root
 from cropnb.core import Run, recipe, resolve, result
-from cropnb.data import pairs, series
+from cropnb.data import own_task, pairs, series
 from cropnb.pretrain import encoder, encoders, load_encoder
 from cropnb.downstream import training
 
@@ -33,6 +33,38 @@ def test_two_processes_make_a_run_once(tmp_path):
     both = [start(tmp_path) for _ in range(2)]
     outs = [p.communicate()[0] for p in both]
     assert [p.returncode for p in both]==[0, 0] and sum('epoch 1 of 12' in o for o in outs)==1
+
+def test_missing_data_says_so(tmp_path, fresh_runs):
+    "An empty folder is an error, not an endless search"
+    r = recipe('smoke'); d = resolve(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='train_labels'): pairs(d, r, 0).get()
+    with pytest.raises(FileNotFoundError, match='BreizhCrops'): series(3, d, r, 0).get()
+    with pytest.raises(FileNotFoundError, match='gone.txt'): Run('x', {}, lambda folder, recipe: open('gone.txt')).get()
+
+def test_files_beside_the_data_change_nothing(tmp_path, fresh_runs):
+    twin = resolve('twin', 'smoke', 0).get(); shutil.copytree(twin, tmp_path/'d'); r = recipe('smoke')
+    ids = lambda: [pairs(resolve(str(tmp_path/'d')), r, 0).id, *(series(t, resolve(str(tmp_path/'d')), r, 0).id for t in (1, 2, 3))]
+    old = ids(); (tmp_path/'d'/'notes.txt').write_text('x'); (next((tmp_path/'d').rglob('sr.tif')).parent/'qa.tif').write_text('x'); assert ids()==old
+    f = next((tmp_path/'d').rglob('*_test_*/**/labels.geojson')); f.write_text(f.read_text()+' '); new = ids()
+    assert [a==b for a,b in zip(old, new)]==[True, True, False, True]
+    assert pairs(resolve(str(tmp_path/'d')), r, 0).recipe['source']=='SIMULATED twin:smoke'       # a copy of the twin stays simulated
+
+def test_other_data_under_the_same_name(tmp_path, fresh_runs):
+    "A task rewritten in place gets new features, not the old ones under a new id"
+    r = recipe('smoke', epochs=8); d = resolve('twin', 'smoke', 0); e = encoders(pairs(d, r, 0), r, 0)['supervised']
+    rng = np.random.default_rng(0)
+    def acc(separable):
+        y = np.arange(60)%2+1; x = rng.integers(100, 3000, (60, 4, 12)) if not separable else rng.integers(100, 300, (60, 4, 12))+2000*(y-1)[:,None,None]
+        own_task(tmp_path/'t', dict(time_series=x, mask=np.ones((60, 4)), date=np.zeros((60, 4)), label=y, field_id=np.arange(60), classes=['a', 'b']), 'toy')
+        return result(training(tmp_path/'t', e, 4, 'lstm', 0, r, 0).get())['accuracy']
+    assert acc(True)>.95 and acc(False)<.85
+
+def test_a_result_that_lacks_only_its_name_is_kept(fresh_runs):
+    "Killed between result and rename: nothing is made twice"
+    made = []
+    def make(folder, recipe): made.append(1); return dict(a=1)
+    r = Run('x', {}, make); r.get(); r.path.rename(r.path.with_suffix('.part'))
+    assert not r.done and result(r.get())==dict(a=1) and made==[1]
 
 def test_a_failed_run_leaves_no_result(fresh_runs):
     def bad(folder, recipe): (folder/'half.txt').write_text('half'); raise RuntimeError('no')

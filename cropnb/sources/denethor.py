@@ -19,25 +19,28 @@ crops = ('Wheat', 'Rye', 'Barley', 'Oats', 'Corn', 'Oil Seeds', 'Root Crops', 'M
 s2_bands = 'B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12'.split()
 ps_bands = 'blue green red nir'.split()
 
-# %% ../../nbs/sources/00_denethor.ipynb #16fa4fee
+# %% ../../nbs/sources/00_denethor.ipynb #c7aef166
 class BBox(types.SimpleNamespace):
     "Stand-in for `sentinelhub.BBox`: holds what was pickled"
 
+# %% ../../nbs/sources/00_denethor.ipynb #3a5e8d5c
 def _safe_class(
     module:str, # As the pickle says
     name:str, # As the pickle says
 ): # A harmless class or function, or `None`
     if module=='datetime' and name in ('datetime', 'date', 'timedelta', 'timezone'): return getattr(__import__('datetime'), name)
     if module.split('.')[0]=='sentinelhub': return {'BBox': BBox, 'CRS': str}.get(name)
+    if (module, name)==('_codecs', 'encode'): return lambda s, *_: s.encode('latin1')       # how protocol 2 writes bytes
     return {'pytz._UTC': lambda: timezone.utc, 'dateutil.tz.tz.tzutc': lambda: timezone.utc}.get(f'{module}.{name}')
 
-# %% ../../nbs/sources/00_denethor.ipynb #5d8706ff
+# %% ../../nbs/sources/00_denethor.ipynb #c93e2e61
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         o = _safe_class(module, name)
         if o is None: raise pickle.UnpicklingError(f'it asks for {module}.{name}, which a bounding box or a list of dates has no need of')
         return o
 
+# %% ../../nbs/sources/00_denethor.ipynb #7dd57077
 def safe_pickle(
     path:Path, # `bbox.pkl` or `timestamp.pkl`
 ): # What is in it
@@ -72,18 +75,20 @@ def _date(
     m = re.search(r'(\d{4})\D?(\d\d)\D?(\d\d)$', name)
     return np.datetime64('-'.join(m.groups())) if m else None
 
-# %% ../../nbs/sources/00_denethor.ipynb #f9297ce0
+# %% ../../nbs/sources/00_denethor.ipynb #4c140566
 def read_ps(
     path:Path, # A PlanetScope image of 4 bands: blue, green, red, near infrared
+    grid:tuple|None=None, # transform, shape and CRS that it must have
 )->np.ndarray: # (4, row, column), integers of reflectance x 10000
-    "Read one day; raises `ValueError` naming a file that is truncated or has other bands"
+    "Read one day; raises `ValueError` naming a file that is truncated, has other bands or lies on another grid"
     try:
         with rasterio.open(path) as f:
             if f.count!=4: raise ValueError(f'{path} has {f.count} bands, not 4 (blue, green, red, NIR)')
+            if grid and (f.transform, f.shape, f.crs.to_string())!=grid: raise ValueError(f'{path} lies on another grid than the first day: resample it')
             return f.read()
     except rasterio.errors.RasterioError as e: raise ValueError(f'{path} cannot be read ({e}): get it again from its source') from e
 
-# %% ../../nbs/sources/00_denethor.ipynb #6144fd49
+# %% ../../nbs/sources/00_denethor.ipynb #0453583a
 class PlanetScope:
     "The day folders of a tile"
     def __init__(self,
@@ -92,7 +97,7 @@ class PlanetScope:
         self.files = dict(sorted(files.items()))
         self.dates = np.array(list(self.files), 'datetime64[D]')
         with rasterio.open(next(iter(self.files.values()))) as f: self.transform, self.shape, self.crs = f.transform, f.shape, f.crs.to_string()
-    def __getitem__(self, date): return read_ps(self.files[date]) # (4, row, column)
+    def __getitem__(self, date): return read_ps(self.files[date], (self.transform, self.shape, self.crs)) # (4, row, column)
 
 # %% ../../nbs/sources/00_denethor.ipynb #dd79d2f7
 def read_parcels(
@@ -118,16 +123,16 @@ def rasterise(
     lab = rasterize(((g, i) for i,g in enumerate(fields.geometry)), shape, fill=-1, transform=transform, dtype='int32')
     return np.where(lab<0, -1, fields.field_id.to_numpy('int64')[lab])
 
-# %% ../../nbs/sources/00_denethor.ipynb #f9247a77
+# %% ../../nbs/sources/00_denethor.ipynb #968f9d84
 def _one(
     root:Path, # Where to look
     pattern:str, # What for, below `root`
 )->Path: # The one file
     fs = sorted(Path(root).rglob(pattern))
-    if len(fs)!=1: raise FileNotFoundError(f'{root}: {len(fs) or "no"} files match {pattern}, one is wanted')
+    if len(fs)!=1: raise FileNotFoundError(f'{root}: {len(fs) or "no"} files match {pattern}, one is wanted: the archives of DENETHOR unpack to such folders')
     return fs[0]
 
-# %% ../../nbs/sources/00_denethor.ipynb #435ceb21
+# %% ../../nbs/sources/00_denethor.ipynb #1033f3b6
 class Tile:
     "One DENETHOR tile: `s2`, `ps` and `fields`, each read when first used"
     def __init__(self,
@@ -138,9 +143,12 @@ class Tile:
     def s2(self)->Sentinel2: return Sentinel2(_one(self.root, f'*_{self.part}_source_sentinel_2*/**/bands.npy').parent)
     @property
     def ps(self)->PlanetScope:
-        fs = {_date(p.parent.name): p for p in self.root.rglob(f'*_{self.part}_source_planet/*/sr.tif')}
-        if not fs: raise FileNotFoundError(f'{self.root}: no *_{self.part}_source_planet/<day>/sr.tif')
-        return PlanetScope(fs)
+        if not self.days: raise FileNotFoundError(f'{self.root}: no *_{self.part}_source_planet/<day>/sr.tif')
+        return PlanetScope(self.days)
+    @property
+    def days(self)->dict: return {d: p for p in sorted(self.root.rglob(f'*_{self.part}_source_planet/*/sr.tif')) if (d := _date(p.parent.name)) is not None}
     @property
     def labels(self)->Path: return _one(self.root, f'*_{self.part}_labels*/**/labels.geojson')
     def fields(self, crs=None): return read_parcels(self.labels, crs)
+    def files(self)->list: # What a tile is read from, and nothing beside it
+        return [self.labels, *(self.s2.folder/f for f in ('bands.npy', 'bbox.pkl', 'timestamp.pkl')), *self.days.values()]

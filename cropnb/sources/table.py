@@ -8,26 +8,37 @@ __all__ = ['series_from_table']
 # %% ../../nbs/sources/02_table.ipynb #40d6542b
 import numpy as np, pandas as pd
 
-# %% ../../nbs/sources/02_table.ipynb #f2e249b5
+# %% ../../nbs/sources/02_table.ipynb #b61ea53c
+def _check_table(
+    df:pd.DataFrame, # As below
+    id:str, # As below
+    date:str, # As below
+    label:str, # As below
+    bands:list, # As below
+):
+    "Raise `ValueError` for what cannot be a table of parcel series"
+    if bad := sorted({id, date, label, *bands}-set(df.columns)): raise ValueError(f"The table has no column {', '.join(bad)}: it has {', '.join(df.columns)}")
+    if len(bands)!=12: raise ValueError(f'{len(bands)} bands given, 12 wanted (no B10)')
+    if df[bands].max().max()<20: raise ValueError('The bands look like reflectances in 0..1: multiply them by 10000')
+    if df.duplicated([id, date]).any(): raise ValueError(f'A parcel and date stand twice: {df[df.duplicated([id, date])][[id, date]].iloc[0].to_dict()}')
+    if (n := df.groupby(id)[label].nunique()).max()>1: raise ValueError(f'Parcel {n.idxmax()} has several classes in column {label}')
+
+# %% ../../nbs/sources/02_table.ipynb #142c2fc2
 def series_from_table(
     df:pd.DataFrame, # One row a parcel and date
     id:str, # Column that names the parcel
     date:str, # Column with the date
     label:str, # Column with the class, the same on each row of a parcel
     bands:list, # The twelve columns B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12, reflectance x 10000
-)->dict: # time_series (N,T,12), mask (N,T), date (N,T), label (N,) 1.., field_id (N,), classes
-    "Arrays from a long table; parcels of fewer dates are padded at the end with a mask; raises `ValueError`"
-    if bad := sorted({id, date, label, *bands}-set(df.columns)): raise ValueError(f"The table has no column {', '.join(bad)}: it has {', '.join(df.columns)}")
-    if len(bands)!=12: raise ValueError(f'{len(bands)} bands given, 12 wanted (no B10)')
-    if df.duplicated([id, date]).any(): raise ValueError(f'A parcel and date stand twice: {df[df.duplicated([id, date])][[id, date]].iloc[0].to_dict()}')
-    if (n := df.groupby(id)[label].nunique()).max()>1: raise ValueError(f'Parcel {n.idxmax()} has several classes in column {label}')
-    df = df.assign(_t=pd.to_datetime(df[date])).sort_values([id, '_t'])
-    return _stack([g for _,g in df.groupby(id)], id, label, bands)
+)->dict: # time_series (N,T,12), mask (N,T), date (N,T), label (N,) 1.., field_id (N,) 0.. in the order of the names, classes
+    "Arrays from a long table; rows with a missing value are left out, parcels of fewer dates padded at the end with a mask; raises `ValueError`"
+    _check_table(df, id, date, label, bands)
+    df = df.dropna(subset=[id, date, label, *bands]).assign(_t=lambda d: pd.to_datetime(d[date])).sort_values([id, '_t'])
+    return _stack([g for _,g in df.groupby(id)], label, bands)
 
-# %% ../../nbs/sources/02_table.ipynb #f1fccb6d
+# %% ../../nbs/sources/02_table.ipynb #273364e6
 def _stack(
     gs:list, # One table a parcel, in the order of time
-    id:str, # As above
     label:str, # As above
     bands:list, # As above
 )->dict: # As above
@@ -37,5 +48,4 @@ def _stack(
     return dict(time_series=np.stack([pad(g[bands].to_numpy()) for g in gs]).round().clip(0, 65535).astype('uint16'),
                 mask=np.stack([pad(np.ones(len(g), bool)) for g in gs]),
                 date=np.stack([pad(g._t.to_numpy().astype('datetime64[D]').astype('int32')) for g in gs]),
-                label=np.array([classes.index(g[label].iloc[0])+1 for g in gs]),
-                field_id=np.array([g[id].iloc[0] for g in gs]), classes=classes)
+                label=np.array([classes.index(g[label].iloc[0])+1 for g in gs]), field_id=np.arange(len(gs)), classes=classes)

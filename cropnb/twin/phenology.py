@@ -46,9 +46,10 @@ def draw_fields(
                 flower=t.flower+early, soil=np.exp(rng.normal(0, .15, n)), after=rng.choice(3, n, p=[.6, .35, .05]),
                 cuts=[np.array(c.split(), float)+rng.normal(shift, 5, len(c.split())) for c in t.cuts], subtype=t.subtype)
 
-# %% ../../nbs/twin/00_phenology.ipynb #f5e75f7f
+# %% ../../nbs/twin/00_phenology.ipynb #67742f70
 def _logistic(d, mid, width): return 1/(1+np.exp(-np.clip((d-mid)/width, -50, 50)))
 
+# %% ../../nbs/twin/00_phenology.ipynb #13e0c936
 def _regrown(
     cuts:list, # Days of cutting of each field
     doy:float, # Day of the year

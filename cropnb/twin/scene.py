@@ -6,7 +6,7 @@
 __all__ = ['scenes', 'draw_parcels', 'to_10m', 'draw_clouds', 'see_s2', 'to_int', 'cloud_probability', 'see_ps', 's2_days',
            'write_tile', 'write_breizhcrops', 'make_scene', 'scene']
 
-# %% ../../nbs/twin/02_scene.ipynb #bef37633
+# %% ../../nbs/twin/02_scene.ipynb #9f838a36
 import pickle, sys, types
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from scipy.ndimage import zoom
 from shapely.geometry import box
-from ..core import Run, derive
+from ..core import Run, code_of, derive, progress
 from .phenology import draw_fields, states
 from .reflectance import reflectance
 
@@ -42,7 +42,7 @@ def draw_parcels(
         else: m = y0+c*(y1-y0); todo += [(x0,y0,x1,m), (x0,m,x1,y1)]
     return out
 
-# %% ../../nbs/twin/02_scene.ipynb #1ab018de
+# %% ../../nbs/twin/02_scene.ipynb #54add5c7
 def _labels(
     tile:dict, # Row of `_tiles`
     extent:float, # Side of the tile, m
@@ -55,6 +55,7 @@ def _labels(
     g = gpd.GeoDataFrame(dict(fid=np.arange(1, len(ps)+1), crop_id=crop), geometry=[box(x+a, y+b, x+c, y+d) for a,b,c,d in ps], crs='EPSG:32633')
     return g.assign(SHAPE_AREA=g.area, SHAPE_LEN=g.length, crop_name=[_crops[c-1] for c in crop])
 
+# %% ../../nbs/twin/02_scene.ipynb #6d6779d7
 _crops = ('Wheat', 'Rye', 'Barley', 'Oats', 'Corn', 'Oil Seeds', 'Root Crops', 'Meadows', 'Forage Crops')
 
 # %% ../../nbs/twin/02_scene.ipynb #0bb3a992
@@ -92,9 +93,10 @@ def to_10m(
         fine = np.add.reduceat(fine, starts, axis=ax)/counts.astype('float32')
     return fine
 
-# %% ../../nbs/twin/02_scene.ipynb #9ef39f25
+# %% ../../nbs/twin/02_scene.ipynb #ff0dd7ac
 _white = np.array([.72, .72, .71, .72, .73, .74, .75, .76, .76, .35, .48, .38], 'float32') # a thick cloud in the 12 bands, assumed
 
+# %% ../../nbs/twin/02_scene.ipynb #b2616dd4
 def _kinds(
     u:np.ndarray, # Uniform on 0..1: how early a pixel is covered
     cover:float, # The day's cover, 0..1
@@ -128,12 +130,13 @@ def see_s2(
     r = np.select([kind==1, kind==2, kind==3], [r*t+white*(1-t), white, r*np.float32(.45)], r)
     return r*rng.normal(1, .01, r.shape).astype('float32')+rng.normal(0, .002, r.shape).astype('float32')
 
-# %% ../../nbs/twin/02_scene.ipynb #17b9c491
+# %% ../../nbs/twin/02_scene.ipynb #38bd81fd
 def to_int(
     r:np.ndarray, # Reflectance
 )->np.ndarray: # uint16 reflectance x 10000, never 0 (which means no data)
     return (r*10_000).round().clip(1, 65535).astype('uint16')
 
+# %% ../../nbs/twin/02_scene.ipynb #59e47304
 def cloud_probability(
     kind:np.ndarray, # 0 clear 1 thin 2 thick 3 shadow
     rng, # NumPy generator
@@ -201,7 +204,7 @@ def _prepare(
     return dict(t, base=base, s2=s2, n=n, index=index, fields=draw_fields(np.r_[lab.crop_id, 8], rng, t['shift']),
                 texture=np.stack([_smooth((m, m), 10, rng) for _ in range(2)]), fields_n=len(lab))
 
-# %% ../../nbs/twin/02_scene.ipynb #a4c52209
+# %% ../../nbs/twin/02_scene.ipynb #7b03501f
 def _ground(
     p:dict, # From `_prepare`
     doy:float, # Day of the year
@@ -211,6 +214,7 @@ def _ground(
 )->np.ndarray: # (row, column, band)
     return reflectance(_pixels(p['fields'], p['index'][rows], p['texture'][:,rows], doy, wet), bands)
 
+# %% ../../nbs/twin/02_scene.ipynb #c7fa52b4
 def _in_blocks(
     f, # Takes a slice of fine rows
     m:int, # Fine rows in all
@@ -219,7 +223,7 @@ def _in_blocks(
     "Bounded memory at any extent"
     return np.concatenate([f(slice(i, min(i+step, m))) for i in range(0, m, step)])
 
-# %% ../../nbs/twin/02_scene.ipynb #cec28366
+# %% ../../nbs/twin/02_scene.ipynb #7056bc74
 def write_tile(
     folder:Path, # The scene
     part:str, # train | test
@@ -230,7 +234,7 @@ def write_tile(
     shape = (r['dates'], p['n'], p['n'])
     s2 = np.lib.format.open_memmap(p['s2']/'bands.npy', 'w+', 'uint16', shape+(12,))
     clp = np.lib.format.open_memmap(p['s2']/'clp.npy', 'w+', 'uint8', shape+(1,))
-    for i,d in enumerate(s2_days(r['dates'], p['year'])):
+    for i,d in progress(enumerate(s2_days(r['dates'], p['year'])), f'{part} tile, date'):
         rng = np.random.default_rng(derive(r['seed'], part, i))
         doy, wet = d.timetuple().tm_yday, rng.beta(2, 3)*p['wet']
         clouds = draw_clouds(p['n'], rng)
@@ -242,11 +246,12 @@ def write_tile(
     s2.flush(); clp.flush()
     return dict(fields=p['fields_n'], pixels=p['n']**2)
 
-# %% ../../nbs/twin/02_scene.ipynb #62e4788b
+# %% ../../nbs/twin/02_scene.ipynb #2839a686
 _breizh = pd.DataFrame(dict(id=[0, 1, 2, 3, 7, 8], classname=['barley', 'wheat', 'rapeseed', 'corn', 'permanent meadows', 'temporary meadows'],
                             code=['ORH', 'BTH', 'CZH', 'MIS', 'PPH', 'PTR'], twin=[3, 1, 6, 5, 8, 9]))
 _haze = np.array([.11, .085, .05, .028, .024, .02, .016, .012, .011, .008, .002, .001], 'float32') # path reflectance, assumed
 
+# %% ../../nbs/twin/02_scene.ipynb #7d0053fd
 def _toa(
     r:np.ndarray, # (parcel, 12) at the surface
 )->np.ndarray: # (parcel, 13) L1C-like, with B10 in its place
@@ -287,7 +292,7 @@ def write_breizhcrops(
     _breizh[['code', 'classname']].to_csv(out/'codes.csv', sep=';', index=False)
     return dict(parcels=len(k))
 
-# %% ../../nbs/twin/02_scene.ipynb #5b6e21c9
+# %% ../../nbs/twin/02_scene.ipynb #7fe6dba0
 def make_scene(
     folder:Path, # Where to
     recipe:dict, # A row of `scenes`, and `seed`
@@ -297,11 +302,13 @@ def make_scene(
     print(f"simulating the twin's scene {recipe['scene']}: two tiles of {recipe['extent']/1000:g} km, {recipe['dates']} dates ...", flush=True)
     return dict(train=write_tile(folder, 'train', recipe), test=write_tile(folder, 'test', recipe), breizh=write_breizhcrops(folder, recipe))
 
+# %% ../../nbs/twin/02_scene.ipynb #d25bf956
+_code = code_of('cropnb.twin.phenology', 'cropnb.twin.reflectance', 'cropnb.twin.scene')
+
 def scene(
     name:str='demo', # Row of `scenes`
     seed:int=0, # Of everything in it
 )->Run: # `get()` makes it; several seconds for demo
     "A simulated scene; raises `ValueError` for a name that isn't there"
     if name not in scenes: raise ValueError(f"No scene {name!r}: there are {', '.join(scenes)}")
-    ms = [f'cropnb.twin.{m}' for m in ('phenology', 'reflectance', 'scene')]
-    return Run('scene', dict(scene=name, seed=seed, **scenes[name]), make_scene, ms)
+    return Run('scene', dict(scene=name, seed=seed, **scenes[name]), make_scene, _code)
