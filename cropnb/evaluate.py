@@ -132,7 +132,7 @@ def complete(
     "What can be drawn"
     return [f for f in _names if f in set(df.family) and len(side_by_side(df[df.family==f]))]
 
-# %% ../nbs/05_evaluate.ipynb #62edc89c
+# %% ../nbs/05_evaluate.ipynb #fe3365c7
 def figure(
     scores:pd.DataFrame, # A score table
     task:int, # 1, 2, 3: Figures 6, 7, 8
@@ -145,7 +145,7 @@ def figure(
         for i,f in enumerate(fams):
             d = df[df.family==f]; runs = len(side_by_side(d)); _draw_wins(axs[i,0], win_matrix(d)); _draw_gains(axs[i,1], relative_gain(d))
             axs[i,0].set_title(f'{_names[f]}: {runs} runs = {d.config.nunique()} sets x {d.corruption.nunique()} corruption rates', fontsize=7)
-            for a,l in zip(axs[i], 'ABCDEF'[2*i:]): a.text(-.2, 1.08, l, transform=a.transAxes, weight='bold', size=11)
+            for a,l in zip(axs[i], 'ABCDEF'[2*i:]): a.text(-.42 if a is axs[i,0] else -.14, 1.04, l, transform=a.transAxes, weight='bold', size=11)
         fig.suptitle(f'Figure {task+5}: task {task} | ties count one half; the sets share one encoder, split and scene:\ndescription, not independent replicates', fontsize=8)
         fig.supxlabel(stamp(df), fontsize=6.5)
     return fig
