@@ -7,8 +7,8 @@ __all__ = ['profiles', 'protocols', 'repo_root', 'runs_dir', 'check_params', 'in
            'code_of', 'fingerprint', 'commit', 'host', 'write_json', 'full_name', 'Run', 'run_id', 'result', 'records',
            'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
 
-# %% ../nbs/00_core.ipynb #e75f15d9
-import ast, contextlib, functools, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time
+# %% ../nbs/00_core.ipynb #e8c164c0
+import ast, contextlib, errno, functools, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time, tomllib
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -78,8 +78,8 @@ profiles = dict(
     paper = dict(pairs_per_date=100_000, train_per_class=5000, val_per_class=1000, train_per_class3=9000, val_per_class3=1000, min_dates=143,
                  pretrain_epochs=100, pretrain_batch=2048, n_sets=10, epochs=20, batch=256, threads=1))
 
-# %% ../nbs/00_core.ipynb #b46e5c49
-_corrected = dict(loss='nt_xent', temperature=.07, pairing='aligned', pretrain_lr=1e-3, weight_decay=1e-5, stratify=True, max_days=0)
+# %% ../nbs/00_core.ipynb #a7152ef6
+_corrected = dict(loss='nt_xent', temperature=.07, pairing='aligned', pretrain_lr=1e-3, weight_decay=1e-5, stratify=True, block=0, buffer=0, clouds='all', max_days=0, breizh_year=2018)
 protocols = dict(corrected=_corrected, paper=_corrected|dict(loss='dcl_one_sided'))
 
 # %% ../nbs/00_core.ipynb #93a9fc53
@@ -245,7 +245,7 @@ def result(
     "What a run found, without its log"
     return json.loads(((o.path if isinstance(o, Run) else Path(o))/'result.json').read_text())['result']
 
-# %% ../nbs/00_core.ipynb #b928ef39
+# %% ../nbs/00_core.ipynb #57ba354c
 def _finish(
     run:Run, # A run, locked
     part:Path, # Where it works
@@ -254,7 +254,10 @@ def _finish(
     inputs = {k: v.get() if hasattr(v, 'get') else Path(v) for k,v in run.inputs.items()}
     (part/'tmp').mkdir(parents=True, exist_ok=True); t = time.time()
     if not (part/'result.json').exists():
-        res = run.make(part, run.recipe, **inputs)
+        try: res = run.make(part, run.recipe, **inputs)
+        except OSError as e:
+            if e.errno==errno.ENOSPC: raise OSError(e.errno, f'the disk is full; make room, or set CROPNB_RUNS to another one, and run it again: it goes on where it stopped ({e.strerror})', str(part)) from e
+            raise
         write_json(part/'log.json', dict(seconds=round(time.time()-t, 2), **host()))
         write_json(part/'result.json', dict(run.what, id=run.id, result=res))
     shutil.rmtree(part/'tmp'); part.rename(run.path)
@@ -314,14 +317,15 @@ def resolve(
     if not Path(data).is_dir(): raise FileNotFoundError(f"data={data!r} is no folder: give the one that holds DENETHOR's archives, or 'twin'")
     return Folder(data)
 
-# %% ../nbs/00_core.ipynb #3149a0ca
+# %% ../nbs/00_core.ipynb #8a52fdb2
 def data_name(
     o, # What `resolve` gave
 )->str: # 'SIMULATED twin:demo', or the folder's name
     "How data are called on the face of a figure"
     if isinstance(o, Run): return f"SIMULATED twin:{o.recipe['scene']}"
-    mark = o.path/'SIMULATED.txt'
-    return mark.read_text().splitlines()[0] if mark.exists() else o.path.name
+    mark, own = o.path/'SIMULATED.txt', o.path/'scene.toml'
+    if mark.exists(): return mark.read_text().splitlines()[0]
+    return tomllib.loads(own.read_text(encoding='utf-8')).get('name', o.path.name) if own.exists() else o.path.name
 
 # %% ../nbs/00_core.ipynb #db41fcae
 def pick_device(

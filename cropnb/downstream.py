@@ -107,13 +107,14 @@ def scores_of(
     return dict(accuracy=float(hit.sum()/n), majority=float(rows.max()/n), macro_f1=float((2*hit/np.maximum(rows+cols, 1)).mean()), kappa=float((hit.sum()/n-chance)/(1-chance)) if chance<1 else 0.,
                 producer=(hit/np.maximum(rows, 1)).tolist(), user=(hit/np.maximum(cols, 1)).tolist())
 
-# %% ../nbs/04_downstream.ipynb #7d7f62dd
+# %% ../nbs/04_downstream.ipynb #7e3c5119
 def field_accuracy(
     field:np.ndarray, # (N,) field of each sample
     y:np.ndarray, # (N,) true class
     p:np.ndarray, # (N,) predicted class
 )->float: # Share of fields whose samples' majority is right (the lower class wins a tie)
-    "Accuracy with the field as the unit"
+    "Accuracy with the field as the unit; NaN where fields are not known (-1)"
+    if (field<0).any(): return float('nan')
     return float(np.mean([np.bincount(p[field==f]).argmax()==y[field==f][0] for f in np.unique(field)]))
 
 # %% ../nbs/04_downstream.ipynb #a69bad7d

@@ -59,16 +59,16 @@ def seconds(
     t = [p['log']['seconds'] for p in past.get(run.stage, []) if like(p['recipe'])==like(run.recipe)]
     return sum(t)/len(t) if t else _guess[profile][run.stage]
 
-# %% ../nbs/06_paper.ipynb #b4aaeef2
+# %% ../nbs/06_paper.ipynb #6fd23928
 def megabytes(
     data, # From `resolve`
     r:dict, # A recipe
     tasks:list, # Of 1, 2, 3
 )->float: # Disk for the twin's scene, pairs and series
-    "By arithmetic: a scene's arrays, 110 bytes a pair, 27 bytes a sample and date; 144 dates for real data"
+    "By arithmetic: a scene's arrays, 111 bytes a pair, 28 bytes a sample and date; 144 dates for real data"
     s = data.recipe if isinstance(data, Run) else dict(dates=144, extent=0)
     n = sum((6*(r['train_per_class3']+r['val_per_class3'])) if t==3 else 9*(r['train_per_class']+r['val_per_class']) for t in tasks)
-    return s['dates']*(2*25*(s['extent']/10)**2+8*(s['extent']/3)**2+110*r['pairs_per_date']+27*n)/1e6
+    return s['dates']*(2*25*(s['extent']/10)**2+8*(s['extent']/3)**2+111*r['pairs_per_date']+28*n)/1e6
 
 # %% ../nbs/06_paper.ipynb #e543fd3c
 def summary(

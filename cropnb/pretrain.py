@@ -24,14 +24,13 @@ def as_int16(
     "Two bytes a value, in a type that every device can gather"
     return torch.from_numpy(np.minimum(a, 32767).astype('int16'))
 
-# %% ../nbs/03_pretrain.ipynb #666ebadd
+# %% ../nbs/03_pretrain.ipynb #67c5592c
 def partners(
     date:np.ndarray, # (N,) day of each pair
-    pairing:str, # aligned | same_date | random
+    pairing:str, # same_date | random; aligned pairs need no index
     seed:int, # Of the shuffle
-): # Index of each pair's PlanetScope window
+)->np.ndarray: # Index of each pair's PlanetScope window
     "The pairing control: does a pair teach the place, or only the season?"
-    if pairing=='aligned': return np.arange(len(date))
     rng = np.random.default_rng(seed)
     if pairing=='random': return rng.permutation(len(date))
     if pairing!='same_date': raise ValueError(f'pairing={pairing!r} is not one of aligned, same_date, random')
@@ -39,7 +38,7 @@ def partners(
     for t in np.unique(date): out[date==t] = rng.permutation(out[date==t])
     return out
 
-# %% ../nbs/03_pretrain.ipynb #545ba8ae
+# %% ../nbs/03_pretrain.ipynb #48a8f416
 class Pairs:
     "The pre-training set on one device"
     def __init__(self,
@@ -49,7 +48,8 @@ class Pairs:
         seed:int=0, # Of the two shuffled controls
     ):
         with h5py.File(path) as h:
-            i = slice(None) if pairing=='aligned' else partners(h['date'][:], pairing, seed)
+            if pairing=='same_date' and 'date' not in h: raise ValueError(f"{path} names no dates: pairing='same_date' is not to be had from it")
+            i = slice(None) if pairing=='aligned' else partners(h['date'][:] if 'date' in h else np.zeros(len(h['planet_data'])), pairing, seed)
             if bad := {'s2_mean', 's2_std', 'ps_mean', 'ps_std'}-set(h.attrs): raise ValueError(f"{path} lacks the statistics {', '.join(sorted(bad))}: run cropnb.data.add_moments on it")
             self.stats = {k: torch.tensor(np.asarray(h.attrs[k]), dtype=torch.float32) for k in ('s2_mean', 's2_std', 'ps_mean', 'ps_std')}
             self.s2 = as_int16(h['sentinel2_data'][:]).to(device)

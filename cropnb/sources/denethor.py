@@ -6,13 +6,16 @@
 __all__ = ['crops', 's2_bands', 'ps_bands', 'BBox', 'safe_pickle', 'Sentinel2', 'read_ps', 'PlanetScope', 'read_parcels',
            'rasterise', 'Tile']
 
-# %% ../../nbs/sources/00_denethor.ipynb #7a448b48
-import json, pickle, re, types
+# %% ../../nbs/sources/00_denethor.ipynb #0c5f5477
+import gzip, os, pickle, re, types
 from datetime import timezone
 from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
 from rasterio.features import rasterize
 from rasterio.transform import from_bounds
+
+# %% ../../nbs/sources/00_denethor.ipynb #7c1f4a7e
+os.environ.setdefault('GDAL_CACHEMAX', '64') # MB; GDAL looks once, before it reads its first block
 
 # %% ../../nbs/sources/00_denethor.ipynb #45f82b50
 crops = ('Wheat', 'Rye', 'Barley', 'Oats', 'Corn', 'Oil Seeds', 'Root Crops', 'Meadows', 'Forage Crops')
@@ -40,33 +43,73 @@ class _Unpickler(pickle.Unpickler):
         if o is None: raise pickle.UnpicklingError(f'it asks for {module}.{name}, which a bounding box or a list of dates has no need of')
         return o
 
-# %% ../../nbs/sources/00_denethor.ipynb #7dd57077
+# %% ../../nbs/sources/00_denethor.ipynb #66bdb9a9
 def safe_pickle(
     path:Path, # `bbox.pkl` or `timestamp.pkl`
 ): # What is in it
     "Unpickle dates and boxes and nothing else; raises `ValueError` naming the file and what it asked for"
     try:
-        with open(path, 'rb') as f: return _Unpickler(f).load()
+        with (gzip.open if str(path).endswith('.gz') else open)(path, 'rb') as f: return _Unpickler(f).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError) as e:
         raise ValueError(f'{path} is refused: {e}. Get the file again from its source.') from e
 
-# %% ../../nbs/sources/00_denethor.ipynb #5b042eac
+# %% ../../nbs/sources/00_denethor.ipynb #99429a63
+def _first(
+    paths:list, # Places where a file may be
+)->Path: # The first that is there
+    for p in paths:
+        if p.exists(): return p
+    raise FileNotFoundError(f'{paths[0]} is missing')
+
+# %% ../../nbs/sources/00_denethor.ipynb #1350802f
+def _open_bands(
+    path:Path, # bands.npy
+)->np.ndarray: # (time, row, column, 12), mapped
+    "Raises `ValueError` naming a file that is truncated or holds something else"
+    try: a = np.load(path, mmap_mode='r')
+    except ValueError as e: raise ValueError(f'{path} cannot be read ({e}): it may be truncated; get it again') from e
+    if a.ndim!=4 or a.shape[3]!=12: raise ValueError(f'{path} has shape {a.shape}, not (time, row, column, 12)')
+    if a.dtype.kind not in 'ui': raise ValueError(f'{path} holds {a.dtype}, not integers of reflectance x 10000')
+    return a
+
+# %% ../../nbs/sources/00_denethor.ipynb #8a9df859
+def _slab(
+    path:Path, # bands.npy
+    a:np.memmap, # The same, mapped
+    i:int, # Which date
+)->np.ndarray: # (row, column, 12)
+    "One date by a plain read: faster than touching a map page by page, and its memory is given back"
+    i = range(len(a))[i]; n = a[i].size
+    if not a.flags.c_contiguous: return np.array(a[i])
+    return np.fromfile(path, a.dtype, n, offset=a.offset+i*n*a.itemsize).reshape(a.shape[1:])
+
+# %% ../../nbs/sources/00_denethor.ipynb #21adf605
+def _read_dates(
+    path:Path, # timestamp.pkl
+)->np.ndarray: # (time,) days
+    d = np.array([t.date() for t in safe_pickle(path)], 'datetime64[D]')
+    if len(twice := d[:-1][np.sort(d)[1:]==np.sort(d)[:-1]]): raise ValueError(f'{path}: a date stands twice, such as {twice[0]}')
+    return d
+
+# %% ../../nbs/sources/00_denethor.ipynb #f0eab65d
 class Sentinel2:
     "`bands.npy` with its dates and place"
     def __init__(self,
-        folder:Path, # Holds bands.npy, bbox.pkl, timestamp.pkl
+        path:Path, # bands.npy; clp.npy, bbox.pkl and timestamp.pkl (or .pkl.gz) lie beside it or one folder above
     ):
-        self.folder = Path(folder)
-        self.bands = np.load(self.folder/'bands.npy', mmap_mode='r')
-        if self.bands.ndim!=4 or self.bands.shape[3]!=12: raise ValueError(f"{self.folder/'bands.npy'} has shape {self.bands.shape}, not (time, row, column, 12)")
-        self.dates = np.array([t.date() for t in safe_pickle(self.folder/'timestamp.pkl')], 'datetime64[D]')
-        if len(self.dates)!=len(self.bands): raise ValueError(f'{self.folder}: {len(self.bands)} images in bands.npy, {len(self.dates)} dates in timestamp.pkl')
-        if len(np.unique(self.dates))!=len(self.dates): raise ValueError(f'{self.folder}/timestamp.pkl: a date stands twice')
-        b = safe_pickle(self.folder/'bbox.pkl')
+        self.path = Path(path)
+        self.bands, self.dates = _open_bands(self.path), _read_dates(self.beside('timestamp.pkl'))
+        if len(self.dates)!=len(self.bands): raise ValueError(f"{self.path} holds {len(self.bands)} images, {self.beside('timestamp.pkl')} {len(self.dates)} dates")
+        b = safe_pickle(self.beside('bbox.pkl'))
         self.bounds, self.crs = (b.min_x, b.min_y, b.max_x, b.max_y), f'EPSG:{b._crs}'
         self.shape = self.bands.shape[1:3]
         self.transform = from_bounds(*self.bounds, self.shape[1], self.shape[0])
-    def __getitem__(self, i): return self.bands[i] # (row, column, 12), integers of reflectance x 10000
+        clp = self.path.with_name('CLP.npy' if self.path.name.isupper() or self.path.stem.isupper() else 'clp.npy')
+        self._clp = np.load(clp, mmap_mode='r') if clp.exists() else None
+    def beside(self, name): return _first([d/f for d in (self.path.parent, self.path.parent.parent) for f in (name, f'{name}.gz')])
+    def files(self): return [self.path, self.beside('timestamp.pkl'), self.beside('bbox.pkl')]
+    def __getitem__(self, i): return _slab(self.path, self.bands, i) # (row, column, 12), integers of reflectance x 10000
+    def clouds(self, i): return None if self._clp is None else self._clp[i].reshape(self.shape) # (row, column) cloud probability, 0..255
 
 # %% ../../nbs/sources/00_denethor.ipynb #68acd855
 def _date(
@@ -74,6 +117,17 @@ def _date(
 )->np.datetime64|None: # The day
     m = re.search(r'(\d{4})\D?(\d\d)\D?(\d\d)$', name)
     return np.datetime64('-'.join(m.groups())) if m else None
+
+# %% ../../nbs/sources/00_denethor.ipynb #333fe353
+def _by_date(
+    files:list, # sr.tif in a day's folder, or <date>.tif
+)->dict: # Date -> file
+    "Files whose folder or name ends in a date; raises `ValueError` where two have the same"
+    ds = [(_date(p.parent.name if p.name=='sr.tif' else p.stem), p) for p in files]
+    ds = sorted((d, p) for d,p in ds if d is not None)
+    for (a,p),(b,q) in zip(ds, ds[1:]):
+        if a==b: raise ValueError(f'{p} and {q} have the same date: remove one')
+    return dict(ds)
 
 # %% ../../nbs/sources/00_denethor.ipynb #4c140566
 def read_ps(
@@ -123,32 +177,53 @@ def rasterise(
     lab = rasterize(((g, i) for i,g in enumerate(fields.geometry)), shape, fill=-1, transform=transform, dtype='int32')
     return np.where(lab<0, -1, fields.field_id.to_numpy('int64')[lab])
 
-# %% ../../nbs/sources/00_denethor.ipynb #968f9d84
+# %% ../../nbs/sources/00_denethor.ipynb #55c0f4f4
+_names = dict(train=('18E-242N', 2018), test=('17E-243N', 2019))
+
+# %% ../../nbs/sources/00_denethor.ipynb #0cd2a7b0
+def _patterns(
+    part:str, # train | test
+)->dict: # What -> patterns below the root, in the order of the layouts
+    tile,year = _names[part]
+    return dict(s2=[f'*_{part}_source_sentinel_2*/**/bands.npy', f'*{tile}-{year}*/**/BANDS.npy'],
+                ps=[f'*_{part}_source_planet/*/sr.tif', f'{tile}/PF-SR/*.tif'],
+                labels=[f'*_{part}_labels*/**/labels.geojson', f'*{tile}-crop-labels-{part}-{year}.geojson'])
+
+# %% ../../nbs/sources/00_denethor.ipynb #396ab442
+def _search(
+    root:Path, # Where to look, at any depth
+    patterns:list, # The first that finds something counts
+)->list: # Files
+    for p in patterns:
+        if fs := sorted(Path(root).rglob(p)): return fs
+    return []
+
+# %% ../../nbs/sources/00_denethor.ipynb #225409c2
 def _one(
     root:Path, # Where to look
-    pattern:str, # What for, below `root`
+    patterns:list, # What for
 )->Path: # The one file
-    fs = sorted(Path(root).rglob(pattern))
-    if len(fs)!=1: raise FileNotFoundError(f'{root}: {len(fs) or "no"} files match {pattern}, one is wanted: the archives of DENETHOR unpack to such folders')
+    fs = _search(root, patterns)
+    if len(fs)!=1: raise FileNotFoundError(f"{root}: {len(fs) or 'no'} files match {' or '.join(patterns)}, one is wanted: unpack DENETHOR's archives there (.zip and .npy.gz are not read)")
     return fs[0]
 
-# %% ../../nbs/sources/00_denethor.ipynb #1033f3b6
+# %% ../../nbs/sources/00_denethor.ipynb #18eaf6a5
 class Tile:
-    "One DENETHOR tile: `s2`, `ps` and `fields`, each read when first used"
+    "One DENETHOR tile: `s2`, `ps` and `fields`, each read when it is asked for"
+    classes, level, licence = crops, 'L2A', 'DENETHOR: parcels (c) GeoBasis-DE/LGB, DL-DE/BY-2.0 or CC-BY-4.0; PlanetScope (c) Planet Labs; Copernicus Sentinel data'
     def __init__(self,
         root:Path, # Holds DENETHOR's unpacked archives, at any depth
         part:str='train', # train (2018) | test (2019)
-    ): self.root,self.part = Path(root),part
+    ): self.root,self.part,self.where = Path(root),part,_patterns(part)
     @property
-    def s2(self)->Sentinel2: return Sentinel2(_one(self.root, f'*_{self.part}_source_sentinel_2*/**/bands.npy').parent)
+    def s2(self)->Sentinel2: return Sentinel2(_one(self.root, self.where['s2']))
+    @property
+    def days(self)->dict: return _by_date(_search(self.root, self.where['ps']))
     @property
     def ps(self)->PlanetScope:
-        if not self.days: raise FileNotFoundError(f'{self.root}: no *_{self.part}_source_planet/<day>/sr.tif')
+        if not self.days: raise FileNotFoundError(f"{self.root}: nothing matches {' or '.join(self.where['ps'])}")
         return PlanetScope(self.days)
     @property
-    def days(self)->dict: return {d: p for p in sorted(self.root.rglob(f'*_{self.part}_source_planet/*/sr.tif')) if (d := _date(p.parent.name)) is not None}
-    @property
-    def labels(self)->Path: return _one(self.root, f'*_{self.part}_labels*/**/labels.geojson')
+    def labels(self)->Path: return _one(self.root, self.where['labels'])
     def fields(self, crs=None): return read_parcels(self.labels, crs)
-    def files(self)->list: # What a tile is read from, and nothing beside it
-        return [self.labels, *(self.s2.folder/f for f in ('bands.npy', 'bbox.pkl', 'timestamp.pkl')), *self.days.values()]
+    def files(self)->list: return [self.labels, *self.s2.files(), *self.days.values()] # What a tile is read from, and nothing beside it

@@ -258,7 +258,7 @@ def _toa(
     r = _haze+r*(1-2*_haze)
     return np.concatenate([r[:,:10], np.full((len(r), 1), .002, 'float32'), r[:,10:]], 1)
 
-# %% ../../nbs/twin/02_scene.ipynb #38687019
+# %% ../../nbs/twin/02_scene.ipynb #f3c4a34b
 def _parcel_series(
     r:dict, # The scene's recipe
     rng, # NumPy generator
@@ -272,7 +272,7 @@ def _parcel_series(
         s = states(f, d.timetuple().tm_yday); s['soil'] = s['soil']*.8*(1-.45*rng.beta(3, 2))
         clouds = dict(kind=_kinds(rng.random(n), rng.beta(.35, .2), lambda m: rng.random(n)<.06), tau=rng.uniform(.1, 1.2, n), bright=rng.normal(1, .12, n).clip(.6, 1.2))
         rows[:,i,:13] = to_int(_toa(see_s2(reflectance(s, slice(12)), clouds, rng)))
-        rows[:,i,16] = d.timestamp()*1e9
+        rows[:,i,15], rows[:,i,16] = 1024*(clouds['kind']==2)+300*(clouds['kind']==1), d.timestamp()*1e9
     return rows, rng.random(rows.shape[:2])<.97, k
 
 # %% ../../nbs/twin/02_scene.ipynb #ba588a93
@@ -302,9 +302,10 @@ def make_scene(
     print(f"simulating the twin's scene {recipe['scene']}: two tiles of {recipe['extent']/1000:g} km, {recipe['dates']} dates ...", flush=True)
     return dict(train=write_tile(folder, 'train', recipe), test=write_tile(folder, 'test', recipe), breizh=write_breizhcrops(folder, recipe))
 
-# %% ../../nbs/twin/02_scene.ipynb #d25bf956
+# %% ../../nbs/twin/02_scene.ipynb #f4af255d
 _code = code_of('cropnb.twin.phenology', 'cropnb.twin.reflectance', 'cropnb.twin.scene')
 
+# %% ../../nbs/twin/02_scene.ipynb #81be2a57
 def scene(
     name:str='demo', # Row of `scenes`
     seed:int=0, # Of everything in it
