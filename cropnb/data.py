@@ -6,9 +6,9 @@
 __all__ = ['fractions', 'clear', 'published', 'open_tile', 'tile_of', 'apportion', 'split_fields', 'split_blocks', 'make_split',
            'part_of', 'split', 'window_centre', 'take_windows', 'match_days', 'field_raster', 'cloud_of', 'candidates',
            'one_date', 'save_npz', 'merge', 'moments', 'add_moments', 'alignment', 'verdict', 'write_card',
-           'make_pairs', 'published_file', 'adopt_pairs', 'pairs', 'choose', 'write_series', 'pixel_series',
-           'check_classes', 'make_pixels', 'adopt_series', 'parcel_series', 'series_moments', 'make_parcels', 'series',
-           'own_task']
+           'make_pairs', 'megabytes', 'published_file', 'adopt_pairs', 'pairs', 'choose', 'write_series',
+           'pixel_series', 'check_classes', 'make_pixels', 'adopt_series', 'parcel_series', 'series_moments',
+           'make_parcels', 'series', 'own_task']
 
 # %% ../nbs/00_data.ipynb #4b8f10b3
 import json, os
@@ -199,7 +199,7 @@ def candidates(
     if not ok.any(): raise ValueError(f'{tile.root}: no pixel of the fields has a PlanetScope window: do the two rasters and the parcels overlap?')
     return {k: v[ok] for k,v in out.items()} | dict(dropped=int((~ok).sum()))
 
-# %% ../nbs/00_data.ipynb #d6608111
+# %% ../nbs/00_data.ipynb #8dc64818
 def one_date(
     s2:np.ndarray, # (row, column, 12), one acquisition
     ps:np.ndarray, # (4, row, column), the same day
@@ -208,16 +208,16 @@ def one_date(
     rng, # NumPy generator
     cloud:np.ndarray, # (row, column) cloud probability 0..255
     clouds:str='all', # all | clear
-)->dict: # The pairs' arrays, `n` rows or as many as there are
+)->dict: # The pairs' arrays, `n` rows or as many as there are; `passed` (1,): candidates looked at and left out
     "Draw pixels without replacement; those with nodata (0 in every band) in either sensor, or too cloudy, are passed over"
     def look(j): # the valid ones among candidates j; in the order of the image, which is the order of memory
         j = np.sort(j); x,y = s2[c['row'][j], c['col'][j]], take_windows(ps, c['ps_row'][j], c['ps_col'][j]); p = cloud[c['row'][j], c['col'][j]]
         ok = x.any(1) & y.any(1).all(1) & (p<=(clear if clouds=='clear' else 255))
-        return dict(sentinel2_data=x[ok], planet_data=y[ok], cloud=p[ok], **{k: c[k][j[ok]] for k in ('field_id', 'row', 'col')})
+        return dict(sentinel2_data=x[ok], planet_data=y[ok], cloud=p[ok], passed=np.array([(~ok).sum()]), **{k: c[k][j[ok]] for k in ('field_id', 'row', 'col')})
     got = look(rng.choice(len(c['row']), min(n, len(c['row'])), replace=False))
     return got if len(got['row'])==n or len(c['row'])<=n else _more(look, n, len(c['row']), rng)
 
-# %% ../nbs/00_data.ipynb #62bc7aec
+# %% ../nbs/00_data.ipynb #799f8c73
 def _more(
     look, # Gives the valid pairs among candidates
     n:int, # Pairs wanted
@@ -230,7 +230,7 @@ def _more(
         parts.append(look(j)); m += len(parts[-1]['row'])
         if m>=n: break
     j = np.sort(rng.choice(m, min(n, m), replace=False))
-    return {k: np.concatenate([p[k] for p in parts])[j] for k in parts[0]}
+    return {k: np.concatenate([p[k] for p in parts])[j] if k!='passed' else sum(p[k] for p in parts) for k in parts[0]}
 
 # %% ../nbs/00_data.ipynb #f8dab817
 def save_npz(
@@ -242,18 +242,20 @@ def save_npz(
     with open(tmp, 'wb') as f: np.savez(f, **arrays)
     os.replace(tmp, path)
 
-# %% ../nbs/00_data.ipynb #2ac28ef8
+# %% ../nbs/00_data.ipynb #4668d688
 def merge(
     path:Path, # The HDF5 file
     shards:list, # `.npz` files of the same arrays, in order
-)->np.ndarray: # Rows of each shard
+)->tuple: # Rows of each shard; candidates passed over in all
     "Shards, one below the other"
-    n = [len(np.load(s)['row']) for s in shards]
+    n = [len(np.load(s)['row']) for s in shards]; passed = sum(int(np.load(s)['passed'][0]) for s in shards)
     with h5py.File(path, 'w') as h:
-        for k,a in np.load(shards[0]).items(): h.create_dataset(k, (sum(n), *a.shape[1:]), a.dtype)
+        for k,a in np.load(shards[0]).items():
+            if k!='passed': h.create_dataset(k, (sum(n), *a.shape[1:]), a.dtype)
         for i,m,s in zip(np.cumsum([0]+n), n, shards):
-            for k,a in np.load(s).items(): h[k][i:i+m] = a
-    return np.array(n)
+            for k,a in np.load(s).items():
+                if k!='passed': h[k][i:i+m] = a
+    return np.array(n), passed
 
 # %% ../nbs/00_data.ipynb #b78e32ee
 def moments(
@@ -336,26 +338,37 @@ def _all_dates(
         save_npz(f, date=np.full(len(d['row']), s2.dates[i].astype(int), 'uint16'), **d)
     return [f for *_,f in todo]
 
-# %% ../nbs/00_data.ipynb #5d1a9491
+# %% ../nbs/00_data.ipynb #244783ef
 def make_pairs(
     folder:Path, # Where `pairs.h5` goes
     recipe:dict, # source, pairs_per_date, max_days, clouds, buffer, seed
     data:Path, # Holds the tile
     split:Path, # Holds `split.json`
     centre=window_centre, # As in `candidates`
-)->dict: # Pairs, dates, dates that are unmatched or gave fewer pairs, pixels dropped, alignment
+)->dict: # Pairs; dates, those unmatched, those with fewer pairs; pixels dropped at the image's edge, passed over for nodata or cloud; alignment
     "Pairs of the pre-training fields, date by date; raises `ValueError` where there are none"
     tile = open_tile(data); s2,ps = tile.s2,tile.ps; (folder/'tmp').mkdir(exist_ok=True)
     c = candidates(tile, part_of(split, 'pretrain'), centre, recipe['buffer'])
     days = match_days(s2.dates, ps.dates, recipe['max_days']); none = [str(d) for d,k in zip(s2.dates, days) if k is None]
     if len(none)==len(days): raise ValueError(f"{data}: no PlanetScope day within {recipe['max_days']} days of any Sentinel-2 acquisition ({s2.dates[0]} to {s2.dates[-1]} against {ps.dates[0]} to {ps.dates[-1]})")
-    n = merge(folder/'pairs.h5', _all_dates(folder/'tmp', recipe, tile, c, days))
+    n, passed = merge(folder/'pairs.h5', _all_dates(folder/'tmp', recipe, tile, c, days))
     if not n.sum(): raise ValueError(f'{data}: not one valid pair on any date: are the images empty, or all cloud?')
     add_moments(folder/'pairs.h5', recipe['source'])
     few = {str(d): int(m) for d,m in zip(s2.dates[[k is not None for k in days]], n) if m<recipe['pairs_per_date']}
-    res = dict(source=recipe['source'], pairs=int(n.sum()), dates=len(n), unmatched=none, fewer=few, dropped=c['dropped'], alignment=alignment(folder/'pairs.h5'))
+    res = dict(source=recipe['source'], pairs=int(n.sum()), dates=len(n), unmatched=none, fewer=few, dropped=c['dropped'], passed=passed, alignment=alignment(folder/'pairs.h5'))
     write_card(folder/'pairs.h5', recipe, level=tile.level, licence=tile.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in s2.dates], **res)
     return res
+
+# %% ../nbs/00_data.ipynb #6fd23928
+def megabytes(
+    data, # From `resolve`
+    r:dict, # A recipe
+    tasks:list, # Of 1, 2, 3
+)->float: # Disk for the twin's scene, pairs and series
+    "By arithmetic: a scene's arrays, 111 bytes a pair, 28 bytes a sample and date; 144 dates for real data"
+    s = data.recipe if isinstance(data, Run) else dict(dates=144, extent=0)
+    n = sum((6*(r['train_per_class3']+r['val_per_class3'])) if t==3 else 9*(r['train_per_class']+r['val_per_class']) for t in tasks)
+    return s['dates']*(2*25*(s['extent']/10)**2+8*(s['extent']/3)**2+111*r['pairs_per_date']+28*n)/1e6
 
 # %% ../nbs/00_data.ipynb #d222efe3
 published = {'pairs': 'pretraining_point2.h5', 1: ('train_sentinel_ts.hdf5', 'val_sentinel_ts.hdf5'), 2: ('validation_train_sentinel_ts.hdf5', 'validation_val_sentinel_ts.hdf5')}
@@ -397,7 +410,7 @@ def adopt_pairs(
     print(verdict(res['alignment'])); write_card(folder/'pairs.h5', recipe, level='L2A', licence='as stated in Zenodo record 7737587', **res)
     return res
 
-# %% ../nbs/00_data.ipynb #9a8c4d98
+# %% ../nbs/00_data.ipynb #0294dc4c
 def pairs(
     data, # From `resolve`
     r:dict, # A recipe
@@ -405,7 +418,8 @@ def pairs(
 )->Run: # `pairs.h5`
     "The pre-training set: the authors' where the folder holds it, else drawn from its tile"
     if f := published_file(data, published['pairs']): return Run('pairs', dict(source=data_name(data)), adopt_pairs, _code, data=Folder(data.path, [f]))
-    return Run('pairs', dict(source=data_name(data), seed=derive(seed, 'pairs'), **pick(r, 'pairs_per_date max_days clouds buffer')), make_pairs, _code, data=tile_of(data, 'train'), split=split(data, 'train', r, seed))
+    t = tile_of(data, 'train')
+    return Run('pairs', dict(source=data_name(data), data=t.id, seed=derive(seed, 'pairs'), **pick(r, 'pairs_per_date max_days clouds buffer')), make_pairs, _code, data=t, split=split(data, 'train', r, seed))
 
 # %% ../nbs/00_data.ipynb #72916a9e
 def choose(
@@ -536,7 +550,7 @@ def make_parcels(
     check_classes(out, breizhcrops.classes, recipe, root)
     return out
 
-# %% ../nbs/00_data.ipynb #9e5e8a63
+# %% ../nbs/00_data.ipynb #7ba5e609
 def series(
     task:int, # 1: the 2018 tile | 2: the 2019 tile | 3: Brittany
     data, # From `resolve`
@@ -546,11 +560,13 @@ def series(
     "The series of a task; raises `ValueError` for a task that isn't there"
     if task not in (1, 2, 3): raise ValueError(f'task={task!r} is not one of 1, 2, 3')
     own = dict(source=data_name(data), seed=derive(seed, 'series', task))
-    if task==3: return Run('series', own|dict(task=3, train=r['train_per_class3'], val=r['val_per_class3'], **pick(r, 'min_dates breizh_year clouds')), make_parcels, _code, data=data if isinstance(data, Run) else Folder(breizhcrops.find(data.path)))
+    if task==3:
+        t = data if isinstance(data, Run) else Folder(breizhcrops.find(data.path))
+        return Run('series', own|dict(task=3, data=t.id, train=r['train_per_class3'], val=r['val_per_class3'], **pick(r, 'min_dates breizh_year clouds')), make_parcels, _code, data=t)
     if fs := [published_file(data, f) for f in published[task]]:
         if all(fs): return Run('series', dict(source=data_name(data), task=task), adopt_series, _code, data=Folder(data.path, fs))
-    part = {1: 'train', 2: 'test'}[task]
-    return Run('series', own|dict(task=task, part=part, train=r['train_per_class'], val=r['val_per_class'], **pick(r, 'clouds buffer')), make_pixels, _code, data=tile_of(data, part), split=split(data, part, r, seed))
+    part = {1: 'train', 2: 'test'}[task]; t = tile_of(data, part)
+    return Run('series', own|dict(task=task, part=part, data=t.id, train=r['train_per_class'], val=r['val_per_class'], **pick(r, 'clouds buffer')), make_pixels, _code, data=t, split=split(data, part, r, seed))
 
 # %% ../nbs/00_data.ipynb #e3e991fb
 def own_task(

@@ -184,7 +184,7 @@ def table1(
     t = t.join(published('table1').set_index(['task', 'family']).add_prefix('paper_')).sort_index(key=_order)
     return t.assign(**{f'{k}_minus_paper': t[k]-t[f'paper_{k}'] for k in ('supervised_mean', 'uni_gain_mean', 'bi_gain_mean') if k in t})
 
-# %% ../nbs/05_evaluate.ipynb #23c2dc41
+# %% ../nbs/05_evaluate.ipynb #4c5cc471
 def table1_text(
     t:pd.DataFrame, # From `table1`
     note:str, # From `stamp`
@@ -194,7 +194,7 @@ def table1_text(
     sup = lambda r, p: f'{r[p+"supervised_mean"]:.2f} ± {r[p+"supervised_sd"]:.2f}'
     rows = [(k[0], _names.get(k[1], k[1]), *(f for p in ('', 'paper_') for f in (sup(r, p), gain(r, p+'uni'), gain(r, p+'bi')))) for k,r in t.iterrows()]
     cols = ['task', 'base model', *(f'{w}: {c}' for w in ('ours', 'paper') for c in ('supervised, %', 'uni-modal gain, %', 'bi-modal gain, %'))]
-    return f"# Table 1\n\n{pd.DataFrame(rows, columns=cols).to_markdown(index=False)}\n\n"+note.replace('\n', ' ')+"\nPaper: Patnala et al. 2024, Table 1, on DENETHOR and BreizhCrops. Other data than ours wherever ours says SIMULATED: not a reproduction.\n"
+    return f"# Table 1\n\n{pd.DataFrame(rows, columns=cols).to_markdown(index=False)}\n\n"+note.replace('\n', ' ')+"\nPaper: Patnala et al. 2024, Table 1, on DENETHOR and BreizhCrops. Ours is on the data named above; where that is not DENETHOR, it is no reproduction.\n"
 
 # %% ../nbs/05_evaluate.ipynb #12a47a95
 def controls(

@@ -60,7 +60,7 @@ def test_manifest(twin, fresh_runs):
 
 def test_card(twin, fresh_runs):
     p = pairs(resolve('twin', 'smoke', 0), r, 0).get(); card = json.loads((p/'pairs.card.json').read_text())
-    assert card==json.loads(h5py.File(p/'pairs.h5').attrs['card']) and card['source']=='SIMULATED twin:smoke' and {'licence', 'split', 'days', 'recipe', 'level', 'sentinel2'}<=card.keys()
+    assert card['recipe']['data']==resolve('twin', 'smoke', 0).id; assert card==json.loads(h5py.File(p/'pairs.h5').attrs['card']) and card['source']=='SIMULATED twin:smoke' and {'licence', 'split', 'days', 'recipe', 'level', 'sentinel2'}<=card.keys()
 
 def broken(twin, tmp_path, change):
     d = tmp_path/'d'; shutil.copytree(twin, d); change(d); return resolve(str(d))
@@ -93,7 +93,7 @@ def test_bad_denethor(twin, tmp_path, fresh_runs, change, error, says):
 def test_an_empty_day_gives_no_pairs_and_says_so(twin, tmp_path, fresh_runs):
     def blank(d):
         with rasterio.open(day(d), 'r+') as f: f.write(np.zeros((4, *f.shape), 'uint16'))
-    p = result(pairs(broken(twin, tmp_path, blank), r, 0).get()); assert list(p['fewer'].values())==[0] and p['pairs']==60*7
+    p = result(pairs(broken(twin, tmp_path, blank), r, 0).get()); assert list(p['fewer'].values())==[0] and p['pairs']==60*7 and p['passed']>1000
 
 def test_invalid_geometry_is_repaired_aloud(twin, tmp_path, fresh_runs, capfd):
     from shapely.geometry import Polygon
@@ -132,6 +132,15 @@ def test_published_files_are_taken_as_they_are(tmp_path, fresh_runs, capfd):
     from cropnb.downstream import training
     t = result(training(series(1, d, r, 0), encoders(p, r, 0)['bimodal 0.2'], 1, 'lstm', 0, r, 0).get()); assert np.isnan(t['field_accuracy']) and 0<=t['accuracy']<=1
     with pytest.raises(ValueError, match='names no dates'): encoder(p, r|dict(pairing='same_date'), 0).get()
+
+def test_data_notebook_on_published_files(tmp_path, fresh_runs):
+    "Pairs and series without tiles: the notebook runs, and leaves out what needs fields"
+    import subprocess, sys
+    from conftest import root
+    d = write_published(tmp_path/'z'); out = tmp_path/'out.ipynb'
+    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/00_data.ipynb', str(out), '-p', 'data', str(d.path), '-p', 'profile', 'smoke', '-y', 'tasks: [1, 2]'], cwd=root, capture_output=True, text=True)
+    assert p.returncode==0, p.stderr[-1500:]
+    assert 'the pairs are aligned' in out.read_text()
 
 def test_misaligned_published_pairs_are_called_so(tmp_path, fresh_runs, capfd):
     pairs(write_published(tmp_path/'z', aligned=False), r, 0).get(); assert 'NOT aligned' in capfd.readouterr().out
@@ -220,6 +229,14 @@ def test_own_scene_to_pairs_and_series(tmp_path, fresh_runs, offset, superdove):
     np.testing.assert_allclose(p['planet_data'][:,:,4]-base[:,None]-want, 0, atol=60) # the window's centre is the same field, its bands by name
     assert q['time_series'].shape[1:]==(3, 12) and sorted(set(q['crop_labels'][:,0]))==[1, 2, 3] and json.loads(h5py.File(s/'train.h5').attrs['classes'])==list(crops3)
     assert (q['cloud']==[0, 255, 0]).all() and result(pairs(d, r, 0))['source']=='My fields'
+
+def test_a_stack_is_read_like_images(tmp_path, fresh_runs):
+    a,b = own_scene(tmp_path/'a'), own_scene(tmp_path/'b'); fs = sorted((b/'s2').glob('*.tif'))
+    np.save(b/'s2'/'bands.npy', np.stack([rasterio.open(f).read().transpose(1, 2, 0) for f in fs])); f = rasterio.open(fs[0])
+    keys = dict(stack='s2/bands.npy', bands=list(f.descriptions), dates=['2021-04-10', '2021-06-15', '2021-08-20'], bounds=list(f.bounds), crs='EPSG:32632', clouds='')
+    lines = (b/'scene.toml').read_text().split('[planetscope]'); head = lines[0].split('[sentinel2]')
+    (b/'scene.toml').write_text(head[0]+'[sentinel2]\n'+'\n'.join(f'{k} = {json.dumps(v)}' for k,v in keys.items())+'\n[planetscope]'+lines[1])
+    x,y = (h5(pairs(resolve(str(d)), r, 0).get()/'pairs.h5') for d in (a, b)); assert all((x[k]==y[k]).all() for k in x if k!='cloud')
 
 def test_check_and_template(tmp_path, capsys):
     from cropnb.cli import main
