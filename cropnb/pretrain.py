@@ -254,7 +254,7 @@ def method(
 # %% ../nbs/03_pretrain.ipynb #37711abb
 _code = code_of('cropnb.losses', 'cropnb.encoders', 'cropnb.pretrain')
 
-# %% ../nbs/03_pretrain.ipynb #1fcb4a1b
+# %% ../nbs/03_pretrain.ipynb #aa7eab6e
 def encoder(
     pairs, # `Run` or path of the pairs
     r:dict, # A recipe, from `cropnb.core.recipe`
@@ -267,6 +267,7 @@ def encoder(
     "Pre-training as a run; raises `ValueError`"
     if mode not in ('unimodal', 'bimodal', 'none'): raise ValueError(f'mode={mode!r} is not one of unimodal, bimodal, none')
     if not 0<=corruption<=1: raise ValueError(f'corruption={corruption} is not in 0..1')
+    if r['loss'] not in losses: raise ValueError(f"loss={r['loss']!r} is not one of {', '.join(losses)}")
     if epochs<-1: raise ValueError(f'epochs={epochs} is neither a number of epochs nor -1')
     epochs = 0 if mode=='none' else r['pretrain_epochs'] if epochs==-1 else epochs
     if not epochs: corruption, mode = 0., mode if mode=='none' else 'unimodal'          # the control knows neither
