@@ -135,18 +135,19 @@ def code_of(
     "The source of a stage, so that a change of code is a change of run"
     return digest([_bare(Path(importlib.util.find_spec(m).origin).read_text(encoding='utf-8')) for m in modules])
 
-# %% ../nbs/00_core.ipynb #185740cb
-def _blocks(
+# %% ../nbs/00_core.ipynb #851c4567
+def _hash_file(
     p:Path, # A file
-    n:int=64, # Blocks of 64 kB
-)->str: # Hash of `n` blocks spread over the file, of all of it where it is small
+    whole:int=64<<20, # Bytes up to which all of it is read
+)->str: # Hash of all of it, or of blocks spread over it
     size = p.stat().st_size; h = hashlib.sha256()
+    if size<=whole: return hashlib.sha256(p.read_bytes()).hexdigest()
+    n = min(max(size>>25, 16), 512)
     with open(p, 'rb') as f:
-        for i in range(n):
-            f.seek(i*max(size-(1<<16), 0)//(n-1)); h.update(f.read(1<<16))
+        for i in range(n): f.seek(i*(size-(1<<16))//(n-1)); h.update(f.read(1<<16))
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #ef6af825
+# %% ../nbs/00_core.ipynb #d25b0216
 def fingerprint(
     path:Path, # A file, or a folder
     files=None, # Of the folder's files, those that count; all of them if `None`
@@ -154,9 +155,7 @@ def fingerprint(
     "A name for data that we did not make"
     path = Path(path)
     fs = [path] if path.is_file() else sorted(p for p in (path.rglob('*') if files is None else map(Path, files)) if p.is_file())
-    whole = sum(p.stat().st_size for p in fs) < 1<<30
-    one = (lambda p: hashlib.sha256(p.read_bytes()).hexdigest()) if whole else _blocks
-    return digest([(p.relative_to(path).as_posix(), p.stat().st_size, one(p)) for p in fs])
+    return digest([(Path(os.path.relpath(p, path)).as_posix(), p.stat().st_size, _hash_file(p)) for p in fs])
 
 # %% ../nbs/00_core.ipynb #f571105f
 def commit()->str: # Short hash, '+' where the code has uncommitted changes, 'nogit' outside a repository

@@ -6,9 +6,9 @@
 __all__ = ['fractions', 'clear', 'published', 'open_tile', 'tile_of', 'apportion', 'split_fields', 'split_blocks', 'make_split',
            'part_of', 'split', 'window_centre', 'take_windows', 'match_days', 'field_raster', 'cloud_of', 'candidates',
            'one_date', 'save_npz', 'merge', 'moments', 'add_moments', 'alignment', 'verdict', 'write_card',
-           'make_pairs', 'megabytes', 'published_file', 'adopt_pairs', 'pairs', 'choose', 'write_series',
-           'pixel_series', 'check_classes', 'make_pixels', 'adopt_series', 'parcel_series', 'series_moments',
-           'make_parcels', 'series', 'own_task']
+           'count_classes', 'make_pairs', 'megabytes', 'published_file', 'adopt_pairs', 'pairs', 'choose',
+           'write_series', 'pixel_series', 'check_classes', 'make_pixels', 'adopt_series', 'parcel_series',
+           'series_moments', 'make_parcels', 'series', 'own_task']
 
 # %% ../nbs/00_data.ipynb #4b8f10b3
 import json, os
@@ -283,7 +283,7 @@ def add_moments(
         for k,d in (('s2', 'sentinel2_data'), ('ps', 'planet_data')): h.attrs[f'{k}_mean'], h.attrs[f'{k}_std'] = moments(h[d])
         if 'date' in h: h['date'].attrs['units'] = 'days since 1970-01-01'
 
-# %% ../nbs/00_data.ipynb #7b27e0e9
+# %% ../nbs/00_data.ipynb #3b66f7dd
 def alignment(
     path:Path, # A pair file, its rows in the order of dates
     seed:int=0, # Of the shuffle
@@ -296,20 +296,21 @@ def alignment(
         n = len(h['sentinel2_data'])
         starts = np.unique(h['date'][:], return_index=True)[1] if 'date' in h else np.arange(144)*n//144
         for i,j in zip(np.sort(starts), np.r_[np.sort(starts)[1:], n]):
-            x,y = h['sentinel2_data'][i:min(j, i+most)][:,[1,2,3,7]].astype(float), h['planet_data'][i:min(j, i+most)].mean(2)
+            k = slice(i, j, max(1, (j-i)//most)); x,y = h['sentinel2_data'][k][:,[1,2,3,7]].astype(float), h['planet_data'][k].mean(2)
             ok = x[:,0]<1500; x,y = x[ok],y[ok]
             if len(x)>=least: out += [[np.corrcoef(x[:,b], v[:,b])[0,1] for b in range(4)] for v in (y, y[rng.permutation(len(y))])]
     a = np.array(out).reshape(-1, 2, 4)
-    return dict(aligned=float(np.median(a[:,0])) if len(a) else float('nan'), shuffled=float(np.median(a[:,1])) if len(a) else float('nan'), dates=len(a))
+    return dict(aligned=float(np.nanmedian(a[:,0])) if len(a) else float('nan'), shuffled=float(np.nanmedian(a[:,1])) if len(a) else float('nan'), dates=len(a))
 
-# %% ../nbs/00_data.ipynb #906c142c
+# %% ../nbs/00_data.ipynb #fd439014
 def verdict(
     a:dict, # From `alignment`
 )->str: # In plain words
     "Are the pairs aligned?"
-    if not a['dates']: return 'No date has enough clear pixels to tell whether the pairs are aligned.'
+    if not a['dates'] or not np.isfinite(a['aligned']): return 'No date has enough clear pixels to tell whether the pairs are aligned.'
     text = f"Within a date, the sensors correlate at {a['aligned']:.2f} as paired and at {a['shuffled']:.2f} shuffled ({a['dates']} dates): "
-    return text+('the pairs are aligned.' if a['aligned']>.5 else 'the pairs are NOT aligned: a pixel is paired with values of other places.' if a['aligned']<a['shuffled']+.1 else 'the pairs are loosely aligned; look at them before training.')
+    gap = a['aligned']-a['shuffled']
+    return text+('the pairs are aligned.' if gap>.3 else 'the pairs are NOT aligned: a pixel is paired with values of other places.' if gap<.1 else 'the pairs are loosely aligned; look at them before training.')
 
 # %% ../nbs/00_data.ipynb #389846e2
 def write_card(
@@ -321,6 +322,15 @@ def write_card(
     card = dict(recipe=recipe, sentinel2=s2_bands, planetscope=ps_bands, unit='reflectance x 10000') | more
     with h5py.File(path, 'a') as h: h.attrs['card'] = json.dumps(card, sort_keys=True)
     write_json(path.with_suffix('.card.json'), card)
+
+# %% ../nbs/00_data.ipynb #d406e547
+def count_classes(
+    path:Path, # A pair file
+    tile, # From `open_tile`
+)->dict: # Crop -> pairs, for the card alone: pre-training sees no labels
+    with h5py.File(path) as h: ids,n = np.unique(h['field_id'][:], return_counts=True)
+    c = tile.fields().set_index('field_id').crop.loc[ids].to_numpy()
+    return {name: int(n[c==i].sum()) for i,name in enumerate(tile.classes, 1)}
 
 # %% ../nbs/00_data.ipynb #06351546
 def _all_dates(
@@ -338,7 +348,7 @@ def _all_dates(
         save_npz(f, date=np.full(len(d['row']), s2.dates[i].astype(int), 'uint16'), **d)
     return [f for *_,f in todo]
 
-# %% ../nbs/00_data.ipynb #244783ef
+# %% ../nbs/00_data.ipynb #5bc88e14
 def make_pairs(
     folder:Path, # Where `pairs.h5` goes
     recipe:dict, # source, pairs_per_date, max_days, clouds, buffer, seed
@@ -356,7 +366,7 @@ def make_pairs(
     add_moments(folder/'pairs.h5', recipe['source'])
     few = {str(d): int(m) for d,m in zip(s2.dates[[k is not None for k in days]], n) if m<recipe['pairs_per_date']}
     res = dict(source=recipe['source'], pairs=int(n.sum()), dates=len(n), unmatched=none, fewer=few, dropped=c['dropped'], passed=passed, alignment=alignment(folder/'pairs.h5'))
-    write_card(folder/'pairs.h5', recipe, level=tile.level, licence=tile.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in s2.dates], **res)
+    write_card(folder/'pairs.h5', recipe, level=tile.level, licence=tile.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in s2.dates], clouds_known=s2.clouds(0) is not None, pairs_of_class=count_classes(folder/'pairs.h5', tile), **res)
     return res
 
 # %% ../nbs/00_data.ipynb #6fd23928
@@ -381,6 +391,14 @@ def published_file(
     "The authors' HDF5 instead of a tile"
     return None if isinstance(data, Run) else next(iter(sorted(data.path.rglob(name))), None)
 
+# %% ../nbs/00_data.ipynb #3ac6c7f7
+def _open_h5(
+    path:Path, # An HDF5 file from outside
+)->h5py.File: # Open
+    "Raises `ValueError` naming a file that is truncated or no HDF5"
+    try: return h5py.File(path)
+    except OSError as e: raise ValueError(f'{path} cannot be read as HDF5 ({e}): get it again') from e
+
 # %% ../nbs/00_data.ipynb #b6063fdb
 def _expect(
     h:h5py.File, # An open file
@@ -391,7 +409,16 @@ def _expect(
         if k not in h: raise ValueError(f"{h.filename} has no data set {k}: it has {', '.join(h)}")
         if len(h[k].shape)!=len(want) or any(w not in (None, n) for w,n in zip(want, h[k].shape)): raise ValueError(f"{h.filename}: {k} has shape {h[k].shape}, not {want}".replace('None', 'any'))
 
-# %% ../nbs/00_data.ipynb #a8d4a28f
+# %% ../nbs/00_data.ipynb #b54646c0
+def _as_dn(
+    a:np.ndarray, # As published
+    where:str, # For the message
+)->np.ndarray: # uint16 reflectance x 10000
+    "Raises `ValueError` for NaN, and for reflectance that was not multiplied by 10000"
+    if a.dtype.kind=='f' and (np.isnan(a).any() or (a.size and a.max()<20)): raise ValueError(f'{where} holds NaN, or reflectances in 0..1: integers of reflectance x 10000 are wanted')
+    return np.clip(a, 0, 65535).astype('uint16')
+
+# %% ../nbs/00_data.ipynb #5573f838
 def adopt_pairs(
     folder:Path, # Where `pairs.h5` goes
     recipe:dict, # source
@@ -399,11 +426,11 @@ def adopt_pairs(
     step:int=500_000, # Rows at a time
 )->dict: # As `make_pairs`
     "The published pairs as a pair file; it says in plain words whether they are aligned"
-    with h5py.File(next(data.rglob(published['pairs']))) as a, h5py.File(folder/'pairs.h5', 'w') as b:
+    with _open_h5(next(data.rglob(published['pairs']))) as a, h5py.File(folder/'pairs.h5', 'w') as b:
         _expect(a, sentinel2_data=(None, 12), planet_data=(len(a['sentinel2_data']) if 'sentinel2_data' in a else None, 4, 9))
         for k in ('sentinel2_data', 'planet_data'):
             d = b.create_dataset(k, a[k].shape, 'uint16')
-            for i in progress(range(0, len(d), step), f'{k}, {step:,} rows'): d[i:i+step] = np.clip(a[k][i:i+step], 0, 65535)
+            for i in progress(range(0, len(d), step), f'{k}, {step:,} rows'): d[i:i+step] = _as_dn(a[k][i:i+step], f'{a.filename}: {k}')
         n = len(a['sentinel2_data'])
     add_moments(folder/'pairs.h5', recipe['source'])
     res = dict(source=recipe['source'], pairs=n, alignment=alignment(folder/'pairs.h5'))
@@ -421,16 +448,17 @@ def pairs(
     t = tile_of(data, 'train')
     return Run('pairs', dict(source=data_name(data), data=t.id, seed=derive(seed, 'pairs'), **pick(r, 'pairs_per_date max_days clouds buffer')), make_pairs, _code, data=t, split=split(data, 'train', r, seed))
 
-# %% ../nbs/00_data.ipynb #72916a9e
+# %% ../nbs/00_data.ipynb #34229a2e
 def choose(
     cls:np.ndarray, # (n,) class of each candidate
-    n:int, # Wanted of each class
+    n, # Wanted of each class: a number, or class -> number
     rng, # NumPy generator
 )->np.ndarray: # Sorted indices
-    "Balanced choice without replacement, as many as there are where there are fewer"
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(cls==c))[:n] for c in np.unique(cls)]))
+    "Draw without replacement within each class, as many as there are where there are fewer"
+    want = n if isinstance(n, dict) else {c: n for c in np.unique(cls)}
+    return np.sort(np.concatenate([np.zeros(0, int), *(rng.permutation(np.flatnonzero(cls==c))[:k] for c,k in want.items() if k>0)]))
 
-# %% ../nbs/00_data.ipynb #35e48052
+# %% ../nbs/00_data.ipynb #93c8c2f7
 def write_series(
     path:Path, # The HDF5 file
     s:dict, # time_series (N,T,12), mask (N,T), date (N,T), label (N,) 1.., field_id (N,); cloud (N,T), row, col where they are known
@@ -442,11 +470,23 @@ def write_series(
     as_ = dict(time_series=('uint16', s['time_series']), crop_labels=('uint8', s['label'][:,None]), field_id=('int32', s['field_id']), date=('uint16', s['date']),
                mask=('uint8', s['mask']), cloud=('uint8', cloud), row=('int32', s.get('row', none)), col=('int32', s.get('col', none)))
     with h5py.File(path, 'w') as h:
-        for k,(t,a) in as_.items(): h[k] = np.asarray(a).astype(t)
+        for k,(t,a) in as_.items(): h[k] = np.asarray(a).clip(0 if t[0]=='u' else None, 65535 if t=='uint16' else None).astype(t)
         h.attrs.update({k: json.dumps(v) if isinstance(v, (list, tuple)) else v for k,v in attrs.items()})
     return {int(c): dict(n=int((s['label']==c).sum()), fields=len(np.unique(s['field_id'][s['label']==c]))) for c in np.unique(s['label'])}
 
-# %% ../nbs/00_data.ipynb #564daade
+# %% ../nbs/00_data.ipynb #1394fd65
+def _seen(
+    s2, # A tile's Sentinel-2
+    row:np.ndarray, # (n,)
+    col:np.ndarray, # (n,)
+    clouds:str, # all | clear
+)->tuple: # values (n, T, 12), cloud (n, T), mask (n, T)
+    "The year at these pixels; a date with 0 in every band is masked, and with `clear` a cloudy one"
+    both = [(s2[t][row, col], cloud_of(s2, t, clouds)[row, col]) for t in progress(range(len(s2.dates)), 'series, date')]
+    x, cloud = (np.stack(v, 1) for v in zip(*both))
+    return x, cloud, x.any(2) & (cloud<=(clear if clouds=='clear' else 255))
+
+# %% ../nbs/00_data.ipynb #ba3099a6
 def pixel_series(
     tile, # From `open_tile`
     fields:list, # Ids of this part's fields
@@ -455,16 +495,16 @@ def pixel_series(
     clouds:str='all', # all | clear: mask what is cloudy
     buffer:float=0, # Metres to leave out along the borders of fields
 )->dict: # As for `write_series`
-    "Time series of a balanced draw of pixels; a date with 0 in every band is masked"
-    s2 = tile.s2; g = tile.fields(); ids = field_raster(tile, buffer)
-    row,col = np.nonzero(np.isin(ids, fields))
-    crop = g.set_index('field_id').crop.loc[ids[row, col]].to_numpy()
-    i = choose(crop, n, np.random.default_rng(seed)); row,col = row[i], col[i]
-    both = [(s2[t][row, col], cloud_of(s2, t, clouds)[row, col]) for t in progress(range(len(s2.dates)), 'series, date')]
-    x, cloud = (np.stack(v, 1) for v in zip(*both))
-    mask = x.any(2) & (cloud<=(clear if clouds=='clear' else 255))
-    s = dict(time_series=x, mask=mask, cloud=cloud, date=np.tile(s2.dates.astype(int), (len(i), 1)), label=crop[i], field_id=ids[row, col], row=row, col=col)
-    return {k: v[mask.any(1)] for k,v in s.items()}                       # a pixel that was never seen is no sample
+    "Time series of a balanced draw of pixels; one that was never seen is replaced by another of its crop while there are any"
+    s2 = tile.s2; g = tile.fields(); ids = field_raster(tile, buffer); rng = np.random.default_rng(seed)
+    row,col = np.nonzero(np.isin(ids, fields)); crop = g.set_index('field_id').crop.loc[ids[row, col]].to_numpy()
+    left, parts, lack = np.ones(len(crop), bool), [], {c: n for c in np.unique(crop)}
+    while (i := choose(np.where(left, crop, -1), lack, rng)).size:
+        left[i] = False; x,cloud,mask = _seen(s2, row[i], col[i], clouds); ok = mask.any(1)
+        parts.append({k: v[ok] for k,v in dict(time_series=x, mask=mask, cloud=cloud, label=crop[i], field_id=ids[row, col][i], row=row[i], col=col[i]).items()})
+        lack = {c: lack[c]-(crop[i][ok]==c).sum() for c in lack}
+    s = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return s | dict(date=np.tile(s2.dates.astype(int), (len(s['label']), 1)))
 
 # %% ../nbs/00_data.ipynb #98d10a4e
 def check_classes(
@@ -478,7 +518,7 @@ def check_classes(
         if gone := [n for i,n in enumerate(classes, 1) if i not in c]: raise ValueError(f"{where}: no sample of {', '.join(gone)} in the part {p}: add fields, leave the class out, or split within crops")
         if few := {classes[i-1]: v['n'] for i,v in c.items() if v['n']<want[p]}: print(f'{p}: fewer than the {want[p]} samples wanted of {few}; all there are were taken')
 
-# %% ../nbs/00_data.ipynb #954bc895
+# %% ../nbs/00_data.ipynb #3021a427
 def make_pixels(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # source, part, train, val, clouds, buffer, seed
@@ -490,11 +530,11 @@ def make_pixels(
     for p in ('train', 'val'):
         s = pixel_series(t, part_of(split, p), recipe[p], derive(recipe['seed'], p), recipe['clouds'], recipe['buffer'])
         out[p] = write_series(folder/f'{p}.h5', s, level=t.level, classes=list(t.classes), source=recipe['source'])
-        write_card(folder/f'{p}.h5', recipe, licence=t.licence, split=json.loads((split/'split.json').read_text())['hash'], counts=out[p])
+        write_card(folder/f'{p}.h5', recipe, level=t.level, licence=t.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in t.s2.dates], clouds_known=t.s2.clouds(0) is not None, counts=out[p])
     check_classes(out, t.classes, recipe, t.labels)
     return out
 
-# %% ../nbs/00_data.ipynb #f4a17cae
+# %% ../nbs/00_data.ipynb #7d49e0c2
 def adopt_series(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # source, task
@@ -503,14 +543,14 @@ def adopt_series(
     "The published series of task 1 or 2, which name neither dates nor fields"
     out = {}
     for p,name in zip(('train', 'val'), published[recipe['task']]):
-        with h5py.File(next(data.rglob(name))) as h:
+        with _open_h5(next(data.rglob(name))) as h:
             _expect(h, time_series=(None, None, 12), crop_labels=(None, 1)); x,y = h['time_series'][:],h['crop_labels'][:,0]
-        s = dict(time_series=np.clip(x, 0, 65535), mask=x.any(2), date=np.zeros(x.shape[:2]), label=y.astype(int), field_id=np.full(len(y), -1))
+        s = dict(time_series=_as_dn(x, name), mask=x.any(2), date=np.zeros(x.shape[:2]), label=y.astype(int), field_id=np.full(len(y), -1))
         out[p] = write_series(folder/f'{p}.h5', s, level='L2A', classes=list(Tile.classes), source=recipe['source'])
     check_classes(out, Tile.classes, dict(train=0, val=0), data)
     return out
 
-# %% ../nbs/00_data.ipynb #6d3a6b3a
+# %% ../nbs/00_data.ipynb #e5a59753
 def parcel_series(
     root:Path, # BreizhCrops' folder
     df, # Rows of `breizhcrops.index`
@@ -518,10 +558,10 @@ def parcel_series(
     clouds:str='all', # all | clear: mask what is cloudy
 )->dict: # As for `write_series`
     "Series of parcels, padded at the end to the longest, with a mask"
-    xs = list(breizhcrops.read_series(root, df, year)); T = max(len(d) for _,d,_ in xs)
+    xs = [(x.round().clip(0, 65535).astype('uint16'), d, c) for x,d,c in breizhcrops.read_series(root, df, year)]; T = max(len(d) for _,d,_ in xs)
     pad = lambda a: np.pad(a, [(0, T-len(a))]+[(0, 0)]*(a.ndim-1))
     cloud = np.stack([pad(c) for *_,c in xs]); mask = np.stack([pad(np.ones(len(d), bool)) for _,d,_ in xs])
-    s = dict(time_series=np.stack([pad(x.round().clip(0, 65535)) for x,*_ in xs]), mask=mask & (cloud<=(clear if clouds=='clear' else 255)), cloud=cloud,
+    s = dict(time_series=np.stack([pad(x) for x,*_ in xs]), mask=mask & (cloud<=(clear if clouds=='clear' else 255)), cloud=cloud,
              date=np.stack([pad(d.astype(int)) for _,d,_ in xs]), label=df.label.to_numpy(), field_id=df.field_id.to_numpy())
     return {k: v[s['mask'].any(1)] for k,v in s.items()}
 
@@ -532,7 +572,7 @@ def series_moments(
     "The normalisation of a set that has its own"
     return dict(zip(('mean', 'std'), moments(np.asarray(s['time_series'])[np.asarray(s['mask']).astype(bool)])))
 
-# %% ../nbs/00_data.ipynb #3fdeba62
+# %% ../nbs/00_data.ipynb #eae141ad
 def make_parcels(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # source, train, val, min_dates, breizh_year, clouds, seed
@@ -546,11 +586,11 @@ def make_parcels(
     s = {p: parcel_series(root, d, recipe['breizh_year'], recipe['clouds']) for p,d in (('train', train), ('val', val))}
     own = series_moments(s['train'])
     out = {p: write_series(folder/f'{p}.h5', v, level='L1C', classes=list(breizhcrops.classes), source=recipe['source'], **own) for p,v in s.items()}
-    for p in out: write_card(folder/f'{p}.h5', recipe, licence='BreizhCrops (Russwurm et al. 2020); Copernicus Sentinel data; RPG (c) IGN/ASP', counts=out[p])
+    for p in out: write_card(folder/f'{p}.h5', recipe, level='L1C', clouds_known=True, licence='BreizhCrops (Russwurm et al. 2020); Copernicus Sentinel data; RPG (c) IGN/ASP', counts=out[p])
     check_classes(out, breizhcrops.classes, recipe, root)
     return out
 
-# %% ../nbs/00_data.ipynb #7ba5e609
+# %% ../nbs/00_data.ipynb #528eb876
 def series(
     task:int, # 1: the 2018 tile | 2: the 2019 tile | 3: Brittany
     data, # From `resolve`
@@ -561,7 +601,7 @@ def series(
     if task not in (1, 2, 3): raise ValueError(f'task={task!r} is not one of 1, 2, 3')
     own = dict(source=data_name(data), seed=derive(seed, 'series', task))
     if task==3:
-        t = data if isinstance(data, Run) else Folder(breizhcrops.find(data.path))
+        t = data if isinstance(data, Run) else Folder(root := breizhcrops.find(data.path), breizhcrops.files(root, r['breizh_year']))
         return Run('series', own|dict(task=3, data=t.id, train=r['train_per_class3'], val=r['val_per_class3'], **pick(r, 'min_dates breizh_year clouds')), make_parcels, _code, data=t)
     if fs := [published_file(data, f) for f in published[task]]:
         if all(fs): return Run('series', dict(source=data_name(data), task=task), adopt_series, _code, data=Folder(data.path, fs))

@@ -82,6 +82,9 @@ def day(d): return sorted(d.rglob('*_train_source_planet/*/sr.tif'))[2]
     (edit_labels(lambda g: g.assign(crop_id=11)), ValueError, r'crop_id \[11\] is not in 1..9'),
     (edit_labels(lambda g: g.drop(columns='crop_id')), ValueError, 'has no column crop_id'),
     (edit_labels(lambda g: g.iloc[:2]), ValueError, 'leave none for'),
+    (lambda d: np.save(next(d.rglob('*_train_*/**/clp.npy')), np.zeros((8, 90, 90, 1), 'float32')), ValueError, 'clp.npy has shape'),
+    (lambda d: next(d.rglob('*_train_labels/**/labels.geojson')).write_text('{'), ValueError, 'labels.geojson cannot be read as parcels'),
+    (lambda d: next(d.rglob('*_train_*/**/bbox.pkl')).write_bytes(b'garbage'), ValueError, 'bbox.pkl is refused'),
     (lambda d: [f.unlink() for f in d.rglob('*_train_source_planet/*/sr.tif')], FileNotFoundError, 'nothing matches'),
     (lambda d: next(d.rglob('*_train_*/**/bbox.pkl')).write_bytes(pickle.dumps(shutil.rmtree)), ValueError, 'asks for shutil.rmtree')])
 def test_bad_denethor(twin, tmp_path, fresh_runs, change, error, says):
@@ -246,13 +249,67 @@ def test_check_and_template(tmp_path, capsys):
     with pytest.raises(SystemExit, match='there already'): main(['template', str(tmp_path/'n')])
     with pytest.raises(SystemExit, match='nothing matches|is missing|No such|no column|cannot be read'): main(['check', str(tmp_path/'n')])
 
+def toml(d, old, new): p = d/'scene.toml'; t = p.read_text(); assert old in t; p.write_text(t.replace(old, new, 1))
+def set_crs(p, crs):
+    with rasterio.open(p, 'r+') as f: f.crs = crs
+
+def test_what_is_read_is_part_of_the_name(tmp_path, fresh_runs):
+    "Clouds, classes beside a .shp, one label in a file: another run"
+    d = own_scene(tmp_path/'o'); gpd.read_file(d/'parcels.gpkg').to_file(d/'parcels.shp'); (d/'scene.toml').write_text((d/'scene.toml').read_text().replace('parcels.gpkg', 'parcels.shp'))
+    name = lambda: pairs(resolve(str(d)), r, 0).id
+    old = name(); g = gpd.read_file(d/'parcels.shp'); g['kind'] = g.kind.to_numpy()[::-1]; g.to_file(d/'parcels.shp'); new = name(); assert new!=old
+    with rasterio.open(d/'clouds/cld_20210410.tif', 'r+') as f: f.write(np.full((1, *f.shape), 50, 'uint8'))
+    assert name()!=new; (d/'notes.txt').write_text('x'); new = name(); (d/'notes.txt').unlink(); assert name()==new
+
+def test_bands_are_found_by_name_in_every_file(tmp_path, fresh_runs):
+    a,b = own_scene(tmp_path/'a'), own_scene(tmp_path/'b'); p = b/'s2/T32_20210615.tif'
+    with rasterio.open(p) as f: x, names, prof = f.read(), f.descriptions, f.profile
+    p.unlink()
+    with rasterio.open(p, 'w', **prof) as f: f.write(x[::-1]); [f.set_band_description(i+1, n) for i,n in enumerate(names[::-1])]
+    x,y = (h5(pairs(resolve(str(d)), r, 0).get()/'pairs.h5') for d in (a, b)); assert all((x[k]==y[k]).all() for k in x)
+
+def test_a_pixel_never_seen_is_replaced(tmp_path, fresh_runs):
+    "Half of the image is empty on every date: the balanced draw fills up from the other half"
+    d = own_scene(tmp_path/'o', n=80)
+    for f in (d/'s2').glob('*.tif'):
+        with rasterio.open(f, 'r+') as o: a = o.read(); a[:, :, :40] = 0; o.write(a)
+    s = h5(series(1, resolve(str(d)), r|dict(train_per_class=30, val_per_class=15), 0).get()/'train.h5')
+    assert np.bincount(s['crop_labels'][:,0])[1:].tolist()==[30, 30, 30] and s['col'].min()>=40 and s['mask'].any(1).all() and len({*zip(s['row'].tolist(), s['col'].tolist())})==90
+
+def test_linked_archives_are_found(twin, tmp_path, fresh_runs):
+    (tmp_path/'d').mkdir(); [(tmp_path/'d'/p.name).symlink_to(p) for p in twin.iterdir() if p.is_dir()]
+    assert pairs(resolve(str(tmp_path/'d')), r, 0).get().exists() and series(3, resolve(str(tmp_path/'d')), r, 0).get().exists()
+
+def test_published_reflectances_are_refused(tmp_path, fresh_runs):
+    d = write_published(tmp_path/'z')
+    with h5py.File(d.path/'pretraining_point2.h5', 'r+') as h: x = h['sentinel2_data'][:]/1e4; del h['sentinel2_data']; h['sentinel2_data'] = x
+    with pytest.raises(ValueError, match='sentinel2_data holds NaN, or reflectances in 0..1'): pairs(resolve(str(d.path)), r, 0).get()
+
+def test_truncated_hdf5_is_named(tmp_path, twin, fresh_runs):
+    d = write_published(tmp_path/'z'); p = d.path/'pretraining_point2.h5'; p.write_bytes(p.read_bytes()[:3000])
+    with pytest.raises(ValueError, match='pretraining_point2.h5 cannot be read as HDF5'): pairs(d, r, 0).get()
+    b = tmp_path/'b'; shutil.copytree(breizhcrops.find(twin), b); p = b/'2018/L1C/frh01.h5'; p.write_bytes(p.read_bytes()[:3000])
+    with pytest.raises(ValueError, match='frh01.h5 cannot be read'): series(3, resolve(str(b)), r, 0).get()
+
+def test_a_parcel_in_two_regions_counts_once(twin, tmp_path, fresh_runs, capfd):
+    b = tmp_path/'b'; shutil.copytree(breizhcrops.find(twin), b)
+    for e in ('csv', 'h5'): shutil.copy(b/f'2018/L1C/frh01.{e}', b/f'2018/L1C/frh02.{e}')
+    s = series(3, resolve(str(b)), r, 0).get(); a,v = h5(s/'train.h5'), h5(s/'val.h5')
+    assert not set(a['field_id']) & set(v['field_id']) and 'stand in two regions' in capfd.readouterr().out
+
 @pytest.mark.parametrize('kw,change,says', [
     (dict(names=False), None, 'band B01, .* is missing'),
     (dict(ps_crs='EPSG:32633'), None, 'Sentinel-2 is in EPSG:32632, PlanetScope in EPSG:32633'),
     ({}, lambda d: (d/'s2/T32_20210410.tif').rename(d/'s2/T32_april.tif'), 'T32_april.tif: no date in'),
     ({}, lambda d: shutil.copy(d/'s2/T32_20210410.tif', d/'s2/U32_20210410.tif'), 'have the same date'),
     ({}, lambda d: (d/'ps/20210615_ps.tif').write_bytes(b'II*\0nonsense'), '20210615_ps.tif cannot be read'),
-    ({}, lambda d: (d/'scene.toml').write_text((d/'scene.toml').read_text().replace('"kind"', '"crop"')), 'has no column crop: it has kind')])
+    ({}, lambda d: toml(d, 'leave_out = []', 'leave_out = ["Maize"]'), 'leave_out names Maize, which column kind does not have'),
+    ({}, lambda d: toml(d, 'id = ""', 'id = "kind"'), 'column kind has to hold whole numbers'),
+    ({}, lambda d: toml(d, r"-?(\d\d)'", "'"), 'has 2 groups in brackets, not three'),
+    ({}, lambda d: toml(d, r"(\d{4})", "(("), 'is no regular expression'),
+    ({}, lambda d: shutil.copy(d/'clouds/cld_20210410.tif', d/'clouds/x_20210410.tif'), 'have the same date'),
+    ({}, lambda d: set_crs(d/'s2/T32_20210615.tif', 'EPSG:32633'), 'T32_20210615.tif lies on another grid, or in other coordinates'),
+    ({}, lambda d: toml(d, '"kind"', '"crop"'), 'has no column crop: it has kind')])
 def test_bad_own_scene(tmp_path, fresh_runs, kw, change, says):
     d = own_scene(tmp_path/'o', **kw)
     if change: change(d)

@@ -6,8 +6,9 @@
 __all__ = ['crops', 's2_bands', 'ps_bands', 'BBox', 'safe_pickle', 'Sentinel2', 'read_ps', 'PlanetScope', 'read_parcels',
            'rasterise', 'Tile']
 
-# %% ../../nbs/sources/00_denethor.ipynb #0c5f5477
-import gzip, os, pickle, re, types
+# %% ../../nbs/sources/00_denethor.ipynb #4ecc94ff
+import gzip, os, pickle, re, types, zlib
+from glob import glob
 from datetime import timezone
 from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
@@ -43,14 +44,14 @@ class _Unpickler(pickle.Unpickler):
         if o is None: raise pickle.UnpicklingError(f'it asks for {module}.{name}, which a bounding box or a list of dates has no need of')
         return o
 
-# %% ../../nbs/sources/00_denethor.ipynb #66bdb9a9
+# %% ../../nbs/sources/00_denethor.ipynb #8d102ba7
 def safe_pickle(
     path:Path, # `bbox.pkl` or `timestamp.pkl`
 ): # What is in it
     "Unpickle dates and boxes and nothing else; raises `ValueError` naming the file and what it asked for"
     try:
         with (gzip.open if str(path).endswith('.gz') else open)(path, 'rb') as f: return _Unpickler(f).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError) as e:
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, KeyError, ValueError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(f'{path} is refused: {e}. Get the file again from its source.') from e
 
 # %% ../../nbs/sources/00_denethor.ipynb #99429a63
@@ -72,6 +73,16 @@ def _open_bands(
     if a.dtype.kind not in 'ui': raise ValueError(f'{path} holds {a.dtype}, not integers of reflectance x 10000')
     return a
 
+# %% ../../nbs/sources/00_denethor.ipynb #c68ee263
+def _open_clouds(
+    path:Path, # clp.npy
+    shape:tuple, # (time, row, column) of the bands
+)->np.ndarray: # The same shape, mapped: probability 0..255
+    "Raises `ValueError` for another shape or scale"
+    a = np.load(path, mmap_mode='r')
+    if a.dtype!='uint8' or a.shape[:3]!=shape or a.size!=np.prod(shape): raise ValueError(f'{path} has shape {a.shape} of {a.dtype}, not {shape} of uint8 (cloud probability 0..255)')
+    return a
+
 # %% ../../nbs/sources/00_denethor.ipynb #8a9df859
 def _slab(
     path:Path, # bands.npy
@@ -83,15 +94,15 @@ def _slab(
     if not a.flags.c_contiguous: return np.array(a[i])
     return np.fromfile(path, a.dtype, n, offset=a.offset+i*n*a.itemsize).reshape(a.shape[1:])
 
-# %% ../../nbs/sources/00_denethor.ipynb #21adf605
+# %% ../../nbs/sources/00_denethor.ipynb #72893670
 def _read_dates(
     path:Path, # timestamp.pkl
 )->np.ndarray: # (time,) days
-    d = np.array([t.date() for t in safe_pickle(path)], 'datetime64[D]')
-    if len(twice := d[:-1][np.sort(d)[1:]==np.sort(d)[:-1]]): raise ValueError(f'{path}: a date stands twice, such as {twice[0]}')
+    d = np.array([t.date() if hasattr(t, 'date') else t for t in safe_pickle(path)], 'datetime64[D]'); s = np.sort(d)
+    if len(twice := s[1:][s[1:]==s[:-1]]): raise ValueError(f'{path}: a date stands twice, such as {twice[0]}')
     return d
 
-# %% ../../nbs/sources/00_denethor.ipynb #f0eab65d
+# %% ../../nbs/sources/00_denethor.ipynb #39317c0e
 class Sentinel2:
     "`bands.npy` with its dates and place"
     def __init__(self,
@@ -105,9 +116,9 @@ class Sentinel2:
         self.shape = self.bands.shape[1:3]
         self.transform = from_bounds(*self.bounds, self.shape[1], self.shape[0])
         clp = self.path.with_name('CLP.npy' if self.path.name.isupper() or self.path.stem.isupper() else 'clp.npy')
-        self._clp = np.load(clp, mmap_mode='r') if clp.exists() else None
+        self.clp, self._clp = clp, _open_clouds(clp, self.bands.shape[:3]) if clp.exists() else None
     def beside(self, name): return _first([d/f for d in (self.path.parent, self.path.parent.parent) for f in (name, f'{name}.gz')])
-    def files(self): return [self.path, self.beside('timestamp.pkl'), self.beside('bbox.pkl')]
+    def files(self): return [self.path, self.beside('timestamp.pkl'), self.beside('bbox.pkl'), *([self.clp] if self.clp.exists() else [])]
     def __getitem__(self, i): return _slab(self.path, self.bands, i) # (row, column, 12), integers of reflectance x 10000
     def clouds(self, i): return None if self._clp is None else self._clp[i].reshape(self.shape) # (row, column) cloud probability, 0..255
 
@@ -153,13 +164,14 @@ class PlanetScope:
         with rasterio.open(next(iter(self.files.values()))) as f: self.transform, self.shape, self.crs = f.transform, f.shape, f.crs.to_string()
     def __getitem__(self, date): return read_ps(self.files[date], (self.transform, self.shape, self.crs)) # (4, row, column)
 
-# %% ../../nbs/sources/00_denethor.ipynb #dd79d2f7
+# %% ../../nbs/sources/00_denethor.ipynb #97724855
 def read_parcels(
     path:Path, # `labels.geojson`, or DENETHOR's label files of today
     crs:str|None=None, # Reproject to this; as they are if `None`
 )->gpd.GeoDataFrame: # field_id, crop (1..9), geometry
     "Parcels with their crop; raises `ValueError` where labels are missing or unknown"
-    g = gpd.read_file(path)
+    try: g = gpd.read_file(path)
+    except Exception as e: raise ValueError(f'{path} cannot be read as parcels: {e}') from e
     if bad := {'fid', 'crop_id'} - set(g.columns): raise ValueError(f"{path} has no column {', '.join(sorted(bad))}: is it DENETHOR's labels file?")
     if (g.crop_id==0).all(): raise ValueError(f'{path}: every crop_id is 0. This early release of the labels was blanked; use the published one.')
     if bad := sorted(set(g.crop_id)-set(range(1, 10))): raise ValueError(f'{path}: crop_id {bad} is not in 1..9')
@@ -167,13 +179,14 @@ def read_parcels(
     if g.field_id.duplicated().any(): raise ValueError(f'{path}: fid {g.field_id[g.field_id.duplicated()].iloc[0]} stands twice')
     return g.to_crs(crs) if crs else g
 
-# %% ../../nbs/sources/00_denethor.ipynb #63b4cce6
+# %% ../../nbs/sources/00_denethor.ipynb #b6403f22
 def rasterise(
     fields:gpd.GeoDataFrame, # Parcels in the raster's coordinates
     transform, # The raster's affine transform
     shape:tuple, # Rows, columns
 )->np.ndarray: # (row, column) int64: field_id of the parcel that holds the pixel's centre, -1 where there is none
     "Burn parcels into a grid"
+    if not len(fields): return np.full(shape, -1, 'int64')
     lab = rasterize(((g, i) for i,g in enumerate(fields.geometry)), shape, fill=-1, transform=transform, dtype='int32')
     return np.where(lab<0, -1, fields.field_id.to_numpy('int64')[lab])
 
@@ -189,13 +202,13 @@ def _patterns(
                 ps=[f'*_{part}_source_planet/*/sr.tif', f'{tile}/PF-SR/*.tif'],
                 labels=[f'*_{part}_labels*/**/labels.geojson', f'*{tile}-crop-labels-{part}-{year}.geojson'])
 
-# %% ../../nbs/sources/00_denethor.ipynb #396ab442
+# %% ../../nbs/sources/00_denethor.ipynb #a3de914d
 def _search(
     root:Path, # Where to look, at any depth
     patterns:list, # The first that finds something counts
 )->list: # Files
     for p in patterns:
-        if fs := sorted(Path(root).rglob(p)): return fs
+        if fs := sorted(set(glob(os.path.join(root, '**', p), recursive=True))): return [Path(f) for f in fs] # follows links, which rglob does not
     return []
 
 # %% ../../nbs/sources/00_denethor.ipynb #225409c2

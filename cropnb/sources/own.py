@@ -6,8 +6,9 @@
 __all__ = ['template', 'read_toml', 'file_date', 'band_rows', 'to_dn', 'Images', 'Stack', 'OwnS2', 'OwnPS', 'OwnTile',
            'write_template']
 
-# %% ../../nbs/sources/03_own.ipynb #c0fd106b
+# %% ../../nbs/sources/03_own.ipynb #fb25a6f9
 import re, tomllib
+from glob import glob
 from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
 from rasterio.transform import from_bounds
@@ -60,7 +61,18 @@ def _fill(
         if not isinstance(v, (int, float) if isinstance(want[k], (int, float)) else type(want[k])): raise ValueError(f'{where}: {k} = {v!r} is no {type(want[k]).__name__}')
     return want | {k: _fill(v, want[k], f'{where} [{k}]') if isinstance(v, dict) else v for k,v in got.items()}
 
-# %% ../../nbs/sources/03_own.ipynb #1d9eb642
+# %% ../../nbs/sources/03_own.ipynb #8f36deb1
+def _check_pattern(
+    p:str, # The key `date`
+    where:str, # For the message
+):
+    "Raise `ValueError` for what is no pattern of year, month and day"
+    if p.startswith('tag:'): return
+    try: n = re.compile(p).groups
+    except re.error as e: raise ValueError(f'{where}: date = {p!r} is no regular expression ({e})') from e
+    if n!=3: raise ValueError(f'{where}: date = {p!r} has {n} groups in brackets, not three for year, month and day')
+
+# %% ../../nbs/sources/03_own.ipynb #a424f6bd
 def read_toml(
     path:Path, # scene.toml
 )->dict: # Its keys, with defaults
@@ -69,9 +81,10 @@ def read_toml(
     except tomllib.TOMLDecodeError as e: raise ValueError(f'{path} is no TOML: {e}') from e
     if bad := [k for k in ('parcels', 'sentinel2', 'planetscope') if k not in got]: raise ValueError(f"{path} lacks the table [{'], ['.join(bad)}]: `cropnb template` writes one to fill in")
     want = tomllib.loads(template)
+    for k in ('sentinel2', 'planetscope'): _check_pattern(got[k].get('date', want[k]['date']), f'{path} [{k}]')
     return _fill(got, want, str(path)) | {k: _fill(got[k], want[k], f'{path} [{k}]') for k in ('parcels', 'sentinel2', 'planetscope')}
 
-# %% ../../nbs/sources/03_own.ipynb #0201d762
+# %% ../../nbs/sources/03_own.ipynb #08f53ea1
 def file_date(
     path:Path, # An image
     how:str, # A pattern of year, month, day for its name, or 'tag:NAME'
@@ -81,7 +94,7 @@ def file_date(
     if how.startswith('tag:'):
         with rasterio.open(path) as f: text = f.tags().get(how[4:], '').replace(':', '-')
     m = re.search(how if not how.startswith('tag:') else r'(\d{4})-?(\d\d)-?(\d\d)', text)
-    try: return np.datetime64('-'.join(m.groups()))
+    try: return np.datetime64('{:04d}-{:02d}-{:02d}'.format(*map(int, m.groups())))
     except (AttributeError, ValueError): raise ValueError(f'{path}: no date in {text!r} by {how!r}') from None
 
 # %% ../../nbs/sources/03_own.ipynb #06d3962c
@@ -102,17 +115,30 @@ def band_rows(
     if bad := [w for w in want if tidy.count(w)!=1]: raise ValueError(f"{path}: band {', '.join(bad)} is missing or stands twice among {', '.join(tidy)}; name them in scene.toml")
     return [tidy.index(w)+1 for w in want]
 
-# %% ../../nbs/sources/03_own.ipynb #204776fd
+# %% ../../nbs/sources/03_own.ipynb #bbf82fee
 def to_dn(
-    a:np.ndarray, # (band, row, column) as on disk
+    bands, # Yields each band, (row, column), as on disk
     keys:dict, # offset, scale, nodata
+    nodata:float|None, # The value that the file itself calls nodata
+    shape:tuple, # (band, row, column)
 )->np.ndarray: # uint16 reflectance x 10000, 0 in every band where a pixel is missing, at least 1 where it is not
-    "Offset and scale; a pixel is missing where every band has the value nodata, or any is NaN"
-    none = (a==keys['nodata']).all(0) | ~np.isfinite(a).all(0)
-    r = (a.astype('float32')+keys['offset'])*(10_000/keys['scale'])
-    return np.where(none, 0, np.nan_to_num(r).round().clip(1, 65535)).astype('uint16')
+    "Offset and scale, a band at a time; a pixel is missing where every band is nodata, or any is NaN"
+    out = np.empty(shape, 'uint16'); empty, nan = np.ones(shape[1:], bool), np.zeros(shape[1:], bool)
+    for o,a in zip(out, bands):
+        empty &= (a==keys['nodata']) if nodata is None else (a==keys['nodata'])|(a==nodata)
+        nan |= ~np.isfinite(a)
+        o[:] = np.nan_to_num((a.astype('float32')+keys['offset'])*(10_000/keys['scale'])).round().clip(1, 65535)
+    out[:, empty|nan] = 0
+    return out
 
-# %% ../../nbs/sources/03_own.ipynb #ffc87361
+# %% ../../nbs/sources/03_own.ipynb #aab75f83
+def _glob(
+    root:Path, # The folder
+    pattern:str, # Below it, or absolute
+)->list: # Files, sorted
+    return sorted(map(Path, glob(str(Path(root)/pattern), recursive=True)))
+
+# %% ../../nbs/sources/03_own.ipynb #d1bf49e9
 class Images:
     "Images of one sensor, one a date, on one grid"
     def __init__(self,
@@ -120,7 +146,7 @@ class Images:
         keys:dict, # Its table of scene.toml
         want:list, # Names of the bands wanted
     ):
-        self.keys, fs = keys, sorted(Path(root).glob(keys['files']))
+        self.keys, fs = keys, _glob(root, keys['files'])
         if not fs: raise FileNotFoundError(f"{root}: nothing matches {keys['files']}")
         pairs = sorted((file_date(f, keys['date']), f) for f in fs)
         for (a,p),(b,q) in zip(pairs, pairs[1:]):
@@ -128,10 +154,10 @@ class Images:
         self.list, self.dates = [f for _,f in pairs], np.array([d for d,_ in pairs], 'datetime64[D]')
         with rasterio.open(self.list[0]) as f:
             self.transform, self.shape, self.crs = f.transform, f.shape, f.crs.to_string() if f.crs else None
-            self.rows = band_rows(keys['bands'] or f.descriptions, want, self.list[0])
+            self.want, self.rows = want, band_rows(keys['bands'] or f.descriptions, want, self.list[0])
         if not self.crs: raise ValueError(f'{self.list[0]} has no coordinate system: assign one (gdal_edit.py -a_srs EPSG:...)')
 
-# %% ../../nbs/sources/03_own.ipynb #f9a401e5
+# %% ../../nbs/sources/03_own.ipynb #86f7c6d6
 def _read(
     self:Images, # Images
     path:Path, # One of them
@@ -139,14 +165,14 @@ def _read(
     "Raises `ValueError` naming a file that is truncated, lies on another grid or lacks a band"
     try:
         with rasterio.open(path) as f:
-            if (f.transform, f.shape)!=(self.transform, self.shape): raise ValueError(f'{path} lies on another grid than {self.list[0].name}: resample it')
-            if f.count<max(self.rows): raise ValueError(f'{path} has {f.count} bands, fewer than {self.list[0].name}')
-            a = f.read(self.rows)
+            if (f.transform, f.shape, f.crs.to_string() if f.crs else None)!=(self.transform, self.shape, self.crs): raise ValueError(f'{path} lies on another grid, or in other coordinates, than {self.list[0].name}: resample it')
+            rows = self.rows if self.keys['bands'] else band_rows(f.descriptions, self.want, path)
+            if f.count<max(rows): raise ValueError(f'{path} has {f.count} bands, fewer than {self.list[0].name}')
+            return to_dn((f.read(b) for b in rows), self.keys, f.nodata, (len(rows), *f.shape))
     except rasterio.errors.RasterioError as e: raise ValueError(f'{path} cannot be read ({e}): get it again') from e
-    return to_dn(a, self.keys)
 Images.read = _read
 
-# %% ../../nbs/sources/03_own.ipynb #a2d61000
+# %% ../../nbs/sources/03_own.ipynb #3819f81b
 class Stack:
     "A year of Sentinel-2 in one array, mapped, with the interface of `OwnS2`"
     masks = {}
@@ -160,20 +186,23 @@ class Stack:
         if self.array.ndim!=4 or self.array.shape[::3]!=(len(self.dates), len(keys['bands'])): raise ValueError(f"{self.path} has shape {self.array.shape}, not ({len(self.dates)} dates, row, column, {len(keys['bands'])} bands)")
         self.rows, self.crs, self.shape = band_rows(keys['bands'], s2_bands, self.path), keys['crs'], self.array.shape[1:3]
         self.transform = from_bounds(*keys['bounds'], self.shape[1], self.shape[0])
-    def __getitem__(self, i): return to_dn(np.array(self.array[i]).transpose(2, 0, 1)[[b-1 for b in self.rows]], self.keys).transpose(1, 2, 0) # (row, column, 12)
+    def __getitem__(self, i): return to_dn((self.array[i,...,b-1] for b in self.rows), self.keys, None, (12, *self.shape)).transpose(1, 2, 0) # (row, column, 12)
     def clouds(self, i): return None
 
-# %% ../../nbs/sources/03_own.ipynb #1b9e3a67
+# %% ../../nbs/sources/03_own.ipynb #e392a879
 class OwnS2(Images):
     "Sentinel-2 by date number"
     def __init__(self, root, keys):
         super().__init__(root, keys, s2_bands)
-        self.masks = {file_date(f, keys['date']): f for f in sorted(Path(root).glob(keys['clouds']))} if keys['clouds'] else {}
+        fs = _glob(root, keys['clouds']) if keys['clouds'] else []; self.masks = {file_date(f, keys['date']): f for f in fs}
+        if len(self.masks)<len(fs): raise ValueError(f"{root}: two files of {keys['clouds']} have the same date")
         if keys['clouds'] and (bad := [str(d) for d in self.dates if d not in self.masks]): raise FileNotFoundError(f"{root}: {keys['clouds']} has no image of {', '.join(bad[:5])}")
     def __getitem__(self, i): return self.read(self.list[i]).transpose(1, 2, 0) # (row, column, 12)
     def clouds(self, i): # (row, column) probability 0..255, or None
         if not self.masks: return None
-        with rasterio.open(self.masks[self.dates[i]]) as f: return (f.read(1)*(255/self.keys['cloud_max'])).round().clip(0, 255).astype('uint8')
+        with rasterio.open(self.masks[self.dates[i]]) as f:
+            if (f.transform, f.shape)!=(self.transform, self.shape): raise ValueError(f'{f.name} lies on another grid than the images: resample it')
+            return (f.read(1)*(255/self.keys['cloud_max'])).round().clip(0, 255).astype('uint8')
 
 # %% ../../nbs/sources/03_own.ipynb #1986ebb7
 class OwnPS(Images):
@@ -181,7 +210,7 @@ class OwnPS(Images):
     def __init__(self, root, keys): super().__init__(root, keys, ps_bands)
     def __getitem__(self, day): return self.read(self.list[int(np.flatnonzero(self.dates==day)[0])]) # (4, row, column)
 
-# %% ../../nbs/sources/03_own.ipynb #c85a771f
+# %% ../../nbs/sources/03_own.ipynb #e0f618ef
 def _own_fields(
     path:Path, # The parcels' file
     keys:dict, # Their table of scene.toml
@@ -192,14 +221,17 @@ def _own_fields(
     for c in filter(None, (keys['class'], keys['id'])):
         if c not in g: raise ValueError(f"{path} has no column {c}: it has {', '.join(map(str, g.columns))}")
     if g.crs is None: raise ValueError(f'{path} has no coordinate system')
-    g = g[~g[keys['class']].isin(keys['leave_out']) & g[keys['class']].notna()]
+    name, out = g[keys['class']].astype(str), [str(v) for v in keys['leave_out']]
+    if bad := sorted(set(out)-set(name)): raise ValueError(f"{path}: leave_out names {', '.join(bad)}, which column {keys['class']} does not have: {', '.join(sorted(set(name)))}")
+    g = g[~name.isin(out) & g[keys['class']].notna()]
     if not (ok := g.is_valid & ~g.is_empty).all(): raise ValueError(f"{path}: the geometry of {(~ok).sum()} parcels is not valid, the first at row {ok.index[~ok][0]}: mend it (QGIS: Fix geometries)")
-    ids = g[keys['id']] if keys['id'] else np.arange(1, len(g)+1)
-    out = gpd.GeoDataFrame(dict(field_id=np.asarray(ids).astype('int64'), name=g[keys['class']].astype(str).to_numpy()), geometry=g.geometry.to_numpy(), crs=g.crs)
+    ids = np.asarray(g[keys['id']]) if keys['id'] else np.arange(1, len(g)+1)
+    if ids.dtype.kind not in 'iu' or ids.min()<0 or ids.max()>=2**31: raise ValueError(f"{path}: column {keys['id']} has to hold whole numbers from 0 to 2147483647, without gaps; leave id = \"\" to number the parcels as they come")
+    out = gpd.GeoDataFrame(dict(field_id=ids.astype('int64'), name=g[keys['class']].astype(str).to_numpy()), geometry=g.geometry.to_numpy(), crs=g.crs)
     if out.field_id.duplicated().any(): raise ValueError(f"{path}: {keys['id']} {out.field_id[out.field_id.duplicated()].iloc[0]} stands twice")
     return out
 
-# %% ../../nbs/sources/03_own.ipynb #55b5a243
+# %% ../../nbs/sources/03_own.ipynb #c64199f3
 class OwnTile:
     "A folder with scene.toml"
     def __init__(self,
@@ -216,7 +248,7 @@ class OwnTile:
         g = _own_fields(self.labels, self.toml['parcels']); cs = sorted(g.name.unique())
         g = g.assign(crop=[cs.index(n)+1 for n in g.name])[['field_id', 'crop', 'geometry']].sort_values('field_id', ignore_index=True)
         return g.to_crs(crs) if crs else g
-    def files(self): return [self.root/'scene.toml', self.labels, *self.s2.list, *self.s2.masks.values(), *self.ps.list]
+    def files(self): return [self.root/'scene.toml', *_glob(self.labels.parent, f'{self.labels.stem}.*'), *self.s2.list, *self.s2.masks.values(), *self.ps.list]
 
 # %% ../../nbs/sources/03_own.ipynb #45f251e5
 def write_template(
