@@ -332,7 +332,7 @@ def count_classes(
     c = tile.fields().set_index('field_id').crop.loc[ids].to_numpy()
     return {name: int(n[c==i].sum()) for i,name in enumerate(tile.classes, 1)}
 
-# %% ../nbs/00_data.ipynb #06351546
+# %% ../nbs/00_data.ipynb #4e8b2fd3
 def _all_dates(
     tmp:Path, # Where the shards go
     recipe:dict, # As `make_pairs`
@@ -341,10 +341,11 @@ def _all_dates(
     days:list, # From `match_days`
 )->list: # The shards, one a date
     s2,ps = tile.s2,tile.ps
-    todo = [(i, k, tmp/f'{i:04d}.npz') for i,k in enumerate(days) if k is not None]
+    todo = [(i, k, tmp/f'{i:04d}.npz') for i,k in enumerate(days) if k is not None]; img = None
     for i,k,f in progress(todo, 'pairs, date'):
         if f.exists(): continue
-        d = one_date(s2[i], ps[ps.dates[k]], c, recipe['pairs_per_date'], np.random.default_rng([recipe['seed'], i]), cloud_of(s2, i, recipe['clouds']), recipe['clouds'])
+        img = ps.read(ps.dates[k], img)
+        d = one_date(s2[i], img, c, recipe['pairs_per_date'], np.random.default_rng([recipe['seed'], i]), cloud_of(s2, i, recipe['clouds']), recipe['clouds'])
         save_npz(f, date=np.full(len(d['row']), s2.dates[i].astype(int), 'uint16'), **d)
     return [f for *_,f in todo]
 

@@ -140,20 +140,21 @@ def _by_date(
         if a==b: raise ValueError(f'{p} and {q} have the same date: remove one')
     return dict(ds)
 
-# %% ../../nbs/sources/00_denethor.ipynb #4c140566
+# %% ../../nbs/sources/00_denethor.ipynb #fd253095
 def read_ps(
     path:Path, # A PlanetScope image of 4 bands: blue, green, red, near infrared
     grid:tuple|None=None, # transform, shape and CRS that it must have
+    out:np.ndarray|None=None, # An array of an earlier day to read into: half a gigabyte need not be found anew for every day
 )->np.ndarray: # (4, row, column), integers of reflectance x 10000
     "Read one day; raises `ValueError` naming a file that is truncated, has other bands or lies on another grid"
     try:
         with rasterio.open(path) as f:
             if f.count!=4: raise ValueError(f'{path} has {f.count} bands, not 4 (blue, green, red, NIR)')
             if grid and (f.transform, f.shape, f.crs.to_string())!=grid: raise ValueError(f'{path} lies on another grid than the first day: resample it')
-            return f.read()
+            return f.read(out=out)
     except rasterio.errors.RasterioError as e: raise ValueError(f'{path} cannot be read ({e}): get it again from its source') from e
 
-# %% ../../nbs/sources/00_denethor.ipynb #0453583a
+# %% ../../nbs/sources/00_denethor.ipynb #e7924eba
 class PlanetScope:
     "The day folders of a tile"
     def __init__(self,
@@ -162,7 +163,8 @@ class PlanetScope:
         self.files = dict(sorted(files.items()))
         self.dates = np.array(list(self.files), 'datetime64[D]')
         with rasterio.open(next(iter(self.files.values()))) as f: self.transform, self.shape, self.crs = f.transform, f.shape, f.crs.to_string()
-    def __getitem__(self, date): return read_ps(self.files[date], (self.transform, self.shape, self.crs)) # (4, row, column)
+    def read(self, date, out=None): return read_ps(self.files[date], (self.transform, self.shape, self.crs), out) # (4, row, column), into `out` where it is given
+    def __getitem__(self, date): return self.read(date)
 
 # %% ../../nbs/sources/00_denethor.ipynb #97724855
 def read_parcels(

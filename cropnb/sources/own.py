@@ -115,20 +115,23 @@ def band_rows(
     if bad := [w for w in want if tidy.count(w)!=1]: raise ValueError(f"{path}: band {', '.join(bad)} is missing or stands twice among {', '.join(tidy)}; name them in scene.toml")
     return [tidy.index(w)+1 for w in want]
 
-# %% ../../nbs/sources/03_own.ipynb #bbf82fee
+# %% ../../nbs/sources/03_own.ipynb #d40d989f
 def to_dn(
     bands, # Yields each band, (row, column), as on disk
     keys:dict, # offset, scale, nodata
     nodata:float|None, # The value that the file itself calls nodata
     shape:tuple, # (band, row, column)
+    out:np.ndarray|None=None, # An array of that shape to fill
 )->np.ndarray: # uint16 reflectance x 10000, 0 in every band where a pixel is missing, at least 1 where it is not
     "Offset and scale, a band at a time; a pixel is missing where every band is nodata, or any is NaN"
-    out = np.empty(shape, 'uint16'); empty, nan = np.ones(shape[1:], bool), np.zeros(shape[1:], bool)
+    out = np.empty(shape, 'uint16') if out is None else out
+    empty, nan = np.ones(shape[1:], bool), np.zeros(shape[1:], bool)
     for o,a in zip(out, bands):
-        empty &= (a==keys['nodata']) if nodata is None else (a==keys['nodata'])|(a==nodata)
-        nan |= ~np.isfinite(a)
-        o[:] = np.nan_to_num((a.astype('float32')+keys['offset'])*(10_000/keys['scale'])).round().clip(1, 65535)
-    out[:, empty|nan] = 0
+        for s in (slice(i, i+256) for i in range(0, shape[1], 256)):             # some rows at a time: floats take four times the room
+            empty[s] &= (a[s]==keys['nodata']) if nodata is None else (a[s]==keys['nodata'])|(a[s]==nodata)
+            nan[s] |= ~np.isfinite(a[s])
+            o[s] = np.nan_to_num((a[s].astype('float32')+keys['offset'])*(10_000/keys['scale'])).round().clip(1, 65535)
+    out *= ~(empty|nan)
     return out
 
 # %% ../../nbs/sources/03_own.ipynb #aab75f83
@@ -157,10 +160,11 @@ class Images:
             self.want, self.rows = want, band_rows(keys['bands'] or f.descriptions, want, self.list[0])
         if not self.crs: raise ValueError(f'{self.list[0]} has no coordinate system: assign one (gdal_edit.py -a_srs EPSG:...)')
 
-# %% ../../nbs/sources/03_own.ipynb #86f7c6d6
+# %% ../../nbs/sources/03_own.ipynb #45f8b399
 def _read(
     self:Images, # Images
     path:Path, # One of them
+    out:np.ndarray|None=None, # An array of an earlier date to fill
 )->np.ndarray: # (band, row, column) uint16 reflectance x 10000, 0 where there is none
     "Raises `ValueError` naming a file that is truncated, lies on another grid or lacks a band"
     try:
@@ -168,9 +172,8 @@ def _read(
             if (f.transform, f.shape, f.crs.to_string() if f.crs else None)!=(self.transform, self.shape, self.crs): raise ValueError(f'{path} lies on another grid, or in other coordinates, than {self.list[0].name}: resample it')
             rows = self.rows if self.keys['bands'] else band_rows(f.descriptions, self.want, path)
             if f.count<max(rows): raise ValueError(f'{path} has {f.count} bands, fewer than {self.list[0].name}')
-            return to_dn((f.read(b) for b in rows), self.keys, f.nodata, (len(rows), *f.shape))
+            return to_dn((f.read(b) for b in rows), self.keys, f.nodata, (len(rows), *f.shape), out)
     except rasterio.errors.RasterioError as e: raise ValueError(f'{path} cannot be read ({e}): get it again') from e
-Images.read = _read
 
 # %% ../../nbs/sources/03_own.ipynb #3819f81b
 class Stack:
@@ -189,7 +192,7 @@ class Stack:
     def __getitem__(self, i): return to_dn((self.array[i,...,b-1] for b in self.rows), self.keys, None, (12, *self.shape)).transpose(1, 2, 0) # (row, column, 12)
     def clouds(self, i): return None
 
-# %% ../../nbs/sources/03_own.ipynb #e392a879
+# %% ../../nbs/sources/03_own.ipynb #047abb04
 class OwnS2(Images):
     "Sentinel-2 by date number"
     def __init__(self, root, keys):
@@ -197,18 +200,19 @@ class OwnS2(Images):
         fs = _glob(root, keys['clouds']) if keys['clouds'] else []; self.masks = {file_date(f, keys['date']): f for f in fs}
         if len(self.masks)<len(fs): raise ValueError(f"{root}: two files of {keys['clouds']} have the same date")
         if keys['clouds'] and (bad := [str(d) for d in self.dates if d not in self.masks]): raise FileNotFoundError(f"{root}: {keys['clouds']} has no image of {', '.join(bad[:5])}")
-    def __getitem__(self, i): return self.read(self.list[i]).transpose(1, 2, 0) # (row, column, 12)
+    def __getitem__(self, i): return _read(self, self.list[i]).transpose(1, 2, 0) # (row, column, 12)
     def clouds(self, i): # (row, column) probability 0..255, or None
         if not self.masks: return None
         with rasterio.open(self.masks[self.dates[i]]) as f:
             if (f.transform, f.shape)!=(self.transform, self.shape): raise ValueError(f'{f.name} lies on another grid than the images: resample it')
             return (f.read(1)*(255/self.keys['cloud_max'])).round().clip(0, 255).astype('uint8')
 
-# %% ../../nbs/sources/03_own.ipynb #1986ebb7
+# %% ../../nbs/sources/03_own.ipynb #0362052c
 class OwnPS(Images):
     "PlanetScope by day"
     def __init__(self, root, keys): super().__init__(root, keys, ps_bands)
-    def __getitem__(self, day): return self.read(self.list[int(np.flatnonzero(self.dates==day)[0])]) # (4, row, column)
+    def read(self, day, out=None): return _read(self, self.list[int(np.flatnonzero(self.dates==day)[0])], out) # (4, row, column), into `out` where it is given
+    def __getitem__(self, day): return self.read(day)
 
 # %% ../../nbs/sources/03_own.ipynb #e0f618ef
 def _own_fields(
