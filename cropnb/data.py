@@ -181,13 +181,13 @@ def cloud_of(
     if a is None and clouds=='clear': raise ValueError("clouds='clear' needs cloud probabilities (clp.npy, or `clouds` in scene.toml), and there are none")
     return np.zeros(s2.shape, 'uint8') if a is None else a
 
-# %% ../nbs/00_data.ipynb #5b094afd
+# %% ../nbs/00_data.ipynb #37852ecd
 def candidates(
     tile, # From `open_tile`, with both sensors
     fields:list, # Field ids
     centre=window_centre, # Replaced by studies of other windows
     buffer:float=0, # Metres to leave out along the borders of fields
-)->dict: # row, col, ps_row, ps_col, field_id: arrays of (n,); dropped: pixels whose window leaves the image
+)->dict: # row, col, ps_row, ps_col, field_id: arrays of (n,); dropped: pixels whose window leaves the image; outside: pixels of no parcel
     "Pixels of these fields that have a whole PlanetScope window"
     s2,ps = tile.s2,tile.ps
     if s2.crs!=ps.crs: raise ValueError(f'{tile.root}: Sentinel-2 is in {s2.crs}, PlanetScope in {ps.crs}; bring them to one')
@@ -197,7 +197,7 @@ def candidates(
     ok = (pr>=1) & (pc>=1) & (pr<ps.shape[0]-1) & (pc<ps.shape[1]-1)
     out = dict(row=row, col=col, ps_row=pr.astype('int32'), ps_col=pc.astype('int32'), field_id=ids[row, col].astype('int32'))
     if not ok.any(): raise ValueError(f'{tile.root}: no pixel of the fields has a PlanetScope window: do the two rasters and the parcels overlap?')
-    return {k: v[ok] for k,v in out.items()} | dict(dropped=int((~ok).sum()))
+    return {k: v[ok] for k,v in out.items()} | dict(dropped=int((~ok).sum()), outside=int((ids<0).sum()))
 
 # %% ../nbs/00_data.ipynb #8dc64818
 def one_date(
@@ -349,14 +349,14 @@ def _all_dates(
         save_npz(f, date=np.full(len(d['row']), s2.dates[i].astype(int), 'uint16'), **d)
     return [f for *_,f in todo]
 
-# %% ../nbs/00_data.ipynb #5bc88e14
+# %% ../nbs/00_data.ipynb #f0d6e50b
 def make_pairs(
     folder:Path, # Where `pairs.h5` goes
     recipe:dict, # source, pairs_per_date, max_days, clouds, buffer, seed
     data:Path, # Holds the tile
     split:Path, # Holds `split.json`
     centre=window_centre, # As in `candidates`
-)->dict: # Pairs; dates, those unmatched, those with fewer pairs; pixels dropped at the image's edge, passed over for nodata or cloud; alignment
+)->dict: # Pairs; dates, those unmatched, those with fewer pairs; pixels of no parcel, dropped at the image's edge, passed over for nodata or cloud; alignment
     "Pairs of the pre-training fields, date by date; raises `ValueError` where there are none"
     tile = open_tile(data); s2,ps = tile.s2,tile.ps; (folder/'tmp').mkdir(exist_ok=True)
     c = candidates(tile, part_of(split, 'pretrain'), centre, recipe['buffer'])
@@ -366,7 +366,7 @@ def make_pairs(
     if not n.sum(): raise ValueError(f'{data}: not one valid pair on any date: are the images empty, or all cloud?')
     add_moments(folder/'pairs.h5', recipe['source'])
     few = {str(d): int(m) for d,m in zip(s2.dates[[k is not None for k in days]], n) if m<recipe['pairs_per_date']}
-    res = dict(source=recipe['source'], pairs=int(n.sum()), dates=len(n), unmatched=none, fewer=few, dropped=c['dropped'], passed=passed, alignment=alignment(folder/'pairs.h5'))
+    res = dict(source=recipe['source'], pairs=int(n.sum()), dates=len(n), unmatched=none, fewer=few, outside=c['outside'], dropped=c['dropped'], passed=passed, alignment=alignment(folder/'pairs.h5'))
     write_card(folder/'pairs.h5', recipe, level=tile.level, licence=tile.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in s2.dates], clouds_known=s2.clouds(0) is not None, pairs_of_class=count_classes(folder/'pairs.h5', tile), **res)
     return res
 
@@ -475,24 +475,28 @@ def write_series(
         h.attrs.update({k: json.dumps(v) if isinstance(v, (list, tuple)) else v for k,v in attrs.items()})
     return {int(c): dict(n=int((s['label']==c).sum()), fields=len(np.unique(s['field_id'][s['label']==c]))) for c in np.unique(s['label'])}
 
-# %% ../nbs/00_data.ipynb #1394fd65
+# %% ../nbs/00_data.ipynb #67d77eda
 def _seen(
     s2, # A tile's Sentinel-2
     row:np.ndarray, # (n,)
     col:np.ndarray, # (n,)
     clouds:str, # all | clear
+    tmp:Path, # Where each date's values are kept until all are there
 )->tuple: # values (n, T, 12), cloud (n, T), mask (n, T)
     "The year at these pixels; a date with 0 in every band is masked, and with `clear` a cloudy one"
-    both = [(s2[t][row, col], cloud_of(s2, t, clouds)[row, col]) for t in progress(range(len(s2.dates)), 'series, date')]
-    x, cloud = (np.stack(v, 1) for v in zip(*both))
+    for t in progress(range(len(s2.dates)), 'series, date'):
+        if not (f := tmp.with_name(f'{tmp.name}-{t:04d}.npz')).exists(): save_npz(f, x=s2[t][row, col], cloud=cloud_of(s2, t, clouds)[row, col])
+    both = [np.load(tmp.with_name(f'{tmp.name}-{t:04d}.npz')) for t in range(len(s2.dates))]
+    x, cloud = (np.stack([b[k] for b in both], 1) for k in ('x', 'cloud'))
     return x, cloud, x.any(2) & (cloud<=(clear if clouds=='clear' else 255))
 
-# %% ../nbs/00_data.ipynb #ba3099a6
+# %% ../nbs/00_data.ipynb #221c2c6a
 def pixel_series(
     tile, # From `open_tile`
     fields:list, # Ids of this part's fields
     n:int, # Pixels of each crop
     seed:int, # Of the draw
+    tmp:Path, # Name for what is kept to go on after a kill
     clouds:str='all', # all | clear: mask what is cloudy
     buffer:float=0, # Metres to leave out along the borders of fields
 )->dict: # As for `write_series`
@@ -501,7 +505,7 @@ def pixel_series(
     row,col = np.nonzero(np.isin(ids, fields)); crop = g.set_index('field_id').crop.loc[ids[row, col]].to_numpy()
     left, parts, lack = np.ones(len(crop), bool), [], {c: n for c in np.unique(crop)}
     while (i := choose(np.where(left, crop, -1), lack, rng)).size:
-        left[i] = False; x,cloud,mask = _seen(s2, row[i], col[i], clouds); ok = mask.any(1)
+        left[i] = False; x,cloud,mask = _seen(s2, row[i], col[i], clouds, tmp.with_name(f'{tmp.name}{len(parts)}')); ok = mask.any(1)
         parts.append({k: v[ok] for k,v in dict(time_series=x, mask=mask, cloud=cloud, label=crop[i], field_id=ids[row, col][i], row=row[i], col=col[i]).items()})
         lack = {c: lack[c]-(crop[i][ok]==c).sum() for c in lack}
     s = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -519,7 +523,7 @@ def check_classes(
         if gone := [n for i,n in enumerate(classes, 1) if i not in c]: raise ValueError(f"{where}: no sample of {', '.join(gone)} in the part {p}: add fields, leave the class out, or split within crops")
         if few := {classes[i-1]: v['n'] for i,v in c.items() if v['n']<want[p]}: print(f'{p}: fewer than the {want[p]} samples wanted of {few}; all there are were taken')
 
-# %% ../nbs/00_data.ipynb #3021a427
+# %% ../nbs/00_data.ipynb #850ab563
 def make_pixels(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # source, part, train, val, clouds, buffer, seed
@@ -527,9 +531,9 @@ def make_pixels(
     split:Path, # Holds `split.json`
 )->dict: # Samples and fields of each class, for each part
     "Task 1 or 2"
-    t = open_tile(data, recipe['part']); out = {}
+    t = open_tile(data, recipe['part']); out = {}; (folder/'tmp').mkdir(exist_ok=True)
     for p in ('train', 'val'):
-        s = pixel_series(t, part_of(split, p), recipe[p], derive(recipe['seed'], p), recipe['clouds'], recipe['buffer'])
+        s = pixel_series(t, part_of(split, p), recipe[p], derive(recipe['seed'], p), folder/'tmp'/p, recipe['clouds'], recipe['buffer'])
         out[p] = write_series(folder/f'{p}.h5', s, level=t.level, classes=list(t.classes), source=recipe['source'])
         write_card(folder/f'{p}.h5', recipe, level=t.level, licence=t.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in t.s2.dates], clouds_known=t.s2.clouds(0) is not None, counts=out[p])
     check_classes(out, t.classes, recipe, t.labels)

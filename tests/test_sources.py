@@ -276,6 +276,22 @@ def test_a_pixel_never_seen_is_replaced(tmp_path, fresh_runs):
     s = h5(series(1, resolve(str(d)), r|dict(train_per_class=30, val_per_class=15), 0).get()/'train.h5')
     assert np.bincount(s['crop_labels'][:,0])[1:].tolist()==[30, 30, 30] and s['col'].min()>=40 and s['mask'].any(1).all() and len({*zip(s['row'].tolist(), s['col'].tolist())})==90
 
+def test_series_go_on_at_the_date_where_they_stopped(twin, tmp_path, fresh_runs):
+    "What a killed run left is used, and the bytes are those of a run that was left alone"
+    import cropnb.data as cd
+    d = resolve('twin', 'smoke', 0); run = series(1, d, r, 0); whole = [(run.get()/f).read_bytes() for f in ('train.h5', 'val.h5')]; shutil.rmtree(run.path)
+    asked, old = [], cd.cloud_of
+    def stop(s2, i, clouds):
+        asked.append(i)
+        if len(asked)==5: raise KeyboardInterrupt
+        return old(s2, i, clouds)
+    cd.cloud_of = stop
+    try:
+        with pytest.raises(KeyboardInterrupt): run.get()
+        assert not run.done and asked==[0, 1, 2, 3, 4]; run.get()
+    finally: cd.cloud_of = old
+    assert asked==[0, 1, 2, 3, 4]+[4, 5, 6, 7]+list(range(8)) and [(run.path/f).read_bytes() for f in ('train.h5', 'val.h5')]==whole
+
 def test_linked_archives_are_found(twin, tmp_path, fresh_runs):
     (tmp_path/'d').mkdir(); [(tmp_path/'d'/p.name).symlink_to(p) for p in twin.iterdir() if p.is_dir()]
     assert pairs(resolve(str(tmp_path/'d')), r, 0).get().exists() and series(3, resolve(str(tmp_path/'d')), r, 0).get().exists()
