@@ -63,13 +63,14 @@ def check_fields(
         lines.append(f"{name:16s} {len(f):6d} {sum(px.get(i, 0) for i in f):7d}  "+'  '.join(f'{n:{len(p)}d}' for n,p in zip(k, fractions[part]))+('   <- too few fields for every part' if min(k)==0 else ''))
     return lines
 
-# %% ../nbs/sources/04_cli.ipynb #6efe3c86
+# %% ../nbs/sources/04_cli.ipynb #f6776f72
 def main(
     argv:list|None=None, # Words of the command line; `sys.argv` if `None`
 ):
     "The command `cropnb`"
     p = argparse.ArgumentParser(prog='cropnb', description='Small helpers around the notebooks'); sub = p.add_subparsers(dest='cmd', required=True)
     c = sub.add_parser('check', help='say what is understood of a data folder'); c.add_argument('folder'); c.add_argument('--part', default='train', choices=list(fractions)); c.add_argument('--max-days', type=int, default=0)
+    c = sub.add_parser('twin', help="simulate pairs and series of any size in the authors' published layout"); c.add_argument('folder'); c.add_argument('--pairs', type=int, default=14_400_000); c.add_argument('--train', type=int, default=5000, help='series a class; a fifth as many for validation'); c.add_argument('--parcels', type=int, default=10_500, help='of Brittany, a class'); c.add_argument('--seed', type=int, default=0)
     c = sub.add_parser('template', help='write a commented scene.toml'); c.add_argument('folder')
     c = sub.add_parser('breizhcrops', help='download BreizhCrops for task 3'); c.add_argument('folder'); c.add_argument('--year', type=int, default=2018, choices=(2017, 2018)); c.add_argument('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
     a = p.parse_args(argv)
@@ -77,10 +78,19 @@ def main(
     except FileExistsError as e: sys.exit(f'{e.filename} is there already: edit it, or remove it first')
     except (ValueError, OSError, tarfile.TarError, zipfile.BadZipFile, http.client.HTTPException) as e: sys.exit(f'cropnb {a.cmd}: {e}')
 
-# %% ../nbs/sources/04_cli.ipynb #028013bd
+# %% ../nbs/sources/04_cli.ipynb #7f38c3fe
+def _twin(
+    a, # Parsed words
+)->list: # Lines to print
+    from cropnb.twin.sample import write_published
+    files = write_published(a.folder, a.pairs, a.train, parcels=a.parcels, seed=a.seed)
+    return [f'{f}: {f.stat().st_size/1e6:,.1f} MB' for f in files]
+
+# %% ../nbs/sources/04_cli.ipynb #56b30921
 def _do(
     a, # Parsed words
 )->list: # Lines to print
+    if a.cmd=='twin': return _twin(a)
     if a.cmd=='template': return [f'{write_template(a.folder)}: fill it in, then `cropnb check {a.folder}`']
     if a.cmd=='breizhcrops': return [str(f) for f in breizhcrops.get(a.folder, a.year, a.regions)]
     t = open_tile(Path(a.folder), a.part)

@@ -6,7 +6,7 @@
 __all__ = ['texture_factors', 'Crowd', 'draw_places', 'beyond', 'ground_s2', 'ground_ps', 'cover', 'clouds_over', 'crowd_lags',
            'day_tables', 'see_day', 'pairs_of', 'sample_pairs', 'sample_series', 'write_published']
 
-# %% ../../nbs/twin/06_sample.ipynb #dbb2ce62
+# %% ../../nbs/twin/06_sample.ipynb #434766d2
 import functools, math
 from pathlib import Path
 import h5py, numpy as np, torch
@@ -16,6 +16,7 @@ from ..core import derive, progress
 from .landscape import centres, defaults, places
 from .optics import field_table, look
 from .phenology import draw_fields, regions, states
+from .scene import write_breizhcrops
 from .sensors import Noise, air, moisture, resolutions, s2_days, see_ps, see_s2, sun_zenith, to_int
 
 # %% ../../nbs/twin/06_sample.ipynb #1fb1367e
@@ -215,20 +216,23 @@ def _write_series(path, crowd, per_field):
     with h5py.File(part := path.with_suffix('.part'), 'w') as h: h['time_series'], h['crop_labels'] = d['x'], d['crop'][:,None]
     part.rename(path)
 
-# %% ../../nbs/twin/06_sample.ipynb #efbeddfa
+# %% ../../nbs/twin/06_sample.ipynb #ba3f3354
 def write_published(
     folder:Path, # Made if missing
     pairs:int=14_400_000, # Of pre-training
     train:int=5000, # Series a class of training; a fifth as many of validation
     per_field:int=20, # Series of one field
+    parcels:int=10_500, # Of Brittany, a class; 0: no task 3
     seed:int=0,
     **changes, # Of `Crowd`
-):
-    "Pre-training pairs and the series of tasks 1 and 2, training and validation from different fields; files that are there are kept"
+)->list: # The files
+    "Pre-training pairs and the series of all tasks, training and validation from different fields; files that are there are kept"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     (folder/'SIMULATED.txt').write_text('SIMULATED twin:sampled\nWritten by cropnb\'s simulator. Nothing in this folder was measured.\n')
-    if not (f := folder/'pretraining_point2.h5').exists(): _write_pairs(f, Crowd(seed=derive(seed, 'pairs'), **changes), pairs)
+    if not (f := folder/'pretraining_point2.h5').exists(): _write_pairs(f, Crowd(min(2500, max(90, pairs//144)), derive(seed, 'pairs'), **changes), pairs)
     for part,prefix in (('train', ''), ('test', 'validation_')):
         for kind,n in (('train', train), ('val', train//5)):
             if (f := folder/f'{prefix}{kind}_sentinel_ts.hdf5').exists(): continue
-            k = -(-n//per_field); _write_series(f, Crowd(9*k, derive(seed, part, kind), part, np.repeat(np.arange(1, 10), k), **changes), per_field)
+            k = -(-n//per_field); print(f.name, flush=True); _write_series(f, Crowd(9*k, derive(seed, part, kind), part, np.repeat(np.arange(1, 10), k), **changes), per_field)
+    if parcels and not (folder/'breizhcrops/codes.csv').exists(): print('parcels of Brittany', flush=True); write_breizhcrops(folder, dict(parcels=parcels, dates=144, seed=seed, spread=1.))
+    return sorted(f for f in folder.rglob('*') if f.is_file())
