@@ -7,8 +7,8 @@ __all__ = ['profiles', 'protocols', 'repo_root', 'runs_dir', 'check_params', 'in
            'code_of', 'fingerprint', 'commit', 'host', 'write_json', 'full_name', 'Run', 'run_id', 'result', 'records',
            'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
 
-# %% ../nbs/00_core.ipynb #e8c164c0
-import ast, contextlib, errno, functools, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time, tomllib
+# %% ../nbs/00_core.ipynb #802444b6
+import ast, contextlib, errno, functools, hashlib, importlib, importlib.util, json, numbers, os, platform, shutil, subprocess, sys, time, tomllib
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -103,12 +103,13 @@ def pick(
     "A stage takes only the keys it reads, so that the others cannot make it run again"
     return {k: d[k] for k in keys.split()}
 
-# %% ../nbs/00_core.ipynb #3c425df1
+# %% ../nbs/00_core.ipynb #a270963d
 def derive(
     seed:int, # The run's seed
     *names, # What it is for: 'split', ('pairs', 17), ...
 )->int: # A seed of its own, below 2**31
     "Independent streams from one seed"
+    names = [int(n) if isinstance(n, numbers.Integral) else n for n in names] # NumPy's integers are written otherwise
     return int.from_bytes(hashlib.sha256(repr((int(seed), *names)).encode()).digest()[:4], 'big') >> 1
 
 # %% ../nbs/00_core.ipynb #c9a4a0bc

@@ -45,7 +45,7 @@ def test_every_day_of_planetscope(fresh_runs):
 def test_truth_is_what_a_clear_pixel_sees(fresh_runs):
     "Clean reflectance against the file on a clear day: calibration, haze and noise lie between, no more"
     run = scene('tiny,clouds=0', 2); t = open_tile(run.get()); i = 6; doy = t.s2.dates[i].astype('datetime64[D]').item().timetuple().tm_yday
-    clean = truth(Day(Land(run.recipe), doy), 0, 0, 600); seen = t.s2[i]/1e4
+    clean = truth(Day(Land(run.recipe), int(doy)), 0, 0, 600); seen = t.s2[i]/1e4
     k = np.polyfit(clean['s2'].numpy()[...,7].ravel(), seen[...,7].ravel(), 1); assert .9<k[0]<1.1 and abs(k[1])<.02
     assert np.corrcoef(clean['s2'].numpy()[...,7].ravel(), seen[...,7].ravel())[0,1]>.97 and (clean['clouds']['kind']==0).all()
 
@@ -56,6 +56,21 @@ def test_farms_real_parcels(sample, fresh_runs):
     whole = g.to_crs('EPSG:32633').area; assert np.isclose(real.area.to_numpy()[:,None], whole.to_numpy()[None], rtol=.02).any(0).mean()>.4
     assert scene(f'tiny,farm={f}').id!=scene('tiny').id
 
+def test_points_are_no_parcels(tmp_path, fresh_runs):
+    gpd.GeoDataFrame(dict(crop_id=[1]), geometry=gpd.points_from_xy([13], [52]), crs=4326).to_file(f := tmp_path/'p.geojson', driver='GeoJSON')
+    with pytest.raises(ValueError, match='p.geojson: none of its parcels'): scene(f'tiny,farm={f}').get()
+
+def test_the_same_bytes_on_any_number_of_cores(tmp_path):
+    "One thread in every library against two, in processes of their own"
+    code = "from cropnb.twin.scene import scene; scene('tiny,extent=1260,dates=3', 5).get()"
+    for n in '12': subprocess.run([sys.executable, '-c', code], cwd=root, env=os.environ|dict(CROPNB_RUNS=str(tmp_path/n), OMP_NUM_THREADS=n, OPENBLAS_NUM_THREADS=n), check=True, capture_output=True)
+    a,b = (files(next((tmp_path/n/'scene').iterdir())) for n in '12'); assert a==b
+
+def test_bands_keep_their_resolution(fresh_runs):
+    "What lies on disk has one value in 2 x 2 or 6 x 6 for the bands of 20 and 60 m, clouds and noise included"
+    x = np.load(next(scene('tiny', 3).get().rglob('*_train_*/**/bands.npy')), mmap_mode='r'); side = x.shape[1]
+    for k,bs in ((2, [4, 11]), (6, [0, 9])): b = x[..., bs].reshape(len(x), side//k, k, side//k, k, 2); assert (b==b[:,:,:1,:,:1]).all()
+
 def test_a_parcel_file_without_classes(tmp_path, fresh_runs):
     gpd.GeoDataFrame(dict(name=['x']), geometry=gpd.points_from_xy([13], [52]), crs=4326).to_file(f := tmp_path/'p.geojson', driver='GeoJSON')
     with pytest.raises(ValueError, match=r"p.geojson: farming it needs a column 'crop_id'"): scene(f'tiny,farm={f}').get()
@@ -65,11 +80,12 @@ def test_sampled_twin_through_the_data_room(tmp_path, fresh_runs, capfd):
     "`cropnb twin` writes the authors' layout; its pairs are aligned, its series and parcels become tasks"
     from cropnb.cli import main
     main(['twin', str(tmp_path/'s'), '--pairs', '14400', '--train', '20', '--parcels', '20'])
-    d, r = resolve(str(tmp_path/'s')), recipe('smoke', min_dates=140)
+    d, r = resolve(str(tmp_path/'s')), recipe('smoke', min_dates=recipe('paper')['min_dates'])
     assert result(pairs(d, r, 0).get())['pairs']==14_400 and 'the pairs are aligned' in capfd.readouterr().out
     for t in (1, 2, 3): assert h5py.File(series(t, d, r, 0).get()/'val.h5')['time_series'].shape[2]==12
     before = (tmp_path/'s/pretraining_point2.h5').stat().st_mtime_ns; main(['twin', str(tmp_path/'s'), '--pairs', '14400', '--train', '20', '--parcels', '20'])
     assert (tmp_path/'s/pretraining_point2.h5').stat().st_mtime_ns==before
+    with pytest.raises(SystemExit, match='other settings'): main(['twin', str(tmp_path/'s'), '--pairs', '14400', '--train', '30', '--parcels', '20'])
 
 def test_sampling_is_a_tensor_program_for_any_device():
     import torch

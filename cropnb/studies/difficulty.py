@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['dials', 'make_task', 'task', 'train_on', 'accuracies']
 
-# %% ../../nbs/studies/00_difficulty.ipynb #9bd7fb6a
+# %% ../../nbs/studies/00_difficulty.ipynb #b16b5a97
 import numpy as np, pandas as pd
-from ..core import Run, code_of, derive, in_test, recipe, repo_root, resolve, result
+from ..core import Run, code_of, digest, recipe, resolve, result
 from ..data import own_task, pairs
 from ..downstream import training
 from ..pretrain import encoder
 from ..twin.landscape import crops
+from ..twin.optics import shipped
 from ..twin.sample import Crowd, sample_series
 
 # %% ../../nbs/studies/00_difficulty.ipynb #99e407e2
@@ -26,8 +27,10 @@ def make_task(
     days = np.array([(d.date()-pd.Timestamp('1970-01-01').date()).days for d in c.days], 'int32'); n = len(s['x'])
     return own_task(folder, dict(time_series=s['x'], mask=np.ones(s['x'].shape[:2], bool), date=np.tile(days, (n, 1)), label=s['crop'], field_id=s['field'], classes=list(crops)), 'SIMULATED twin:crowd', r['seed'], .4)
 
-# %% ../../nbs/studies/00_difficulty.ipynb #fc85f0e4
-_code = code_of('cropnb.twin.phenology', 'cropnb.twin.optics', 'cropnb.twin.sensors', 'cropnb.twin.sample', 'cropnb.studies.difficulty')
+# %% ../../nbs/studies/00_difficulty.ipynb #582a83c9
+_code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape sample'.split()), 'cropnb.studies.difficulty')])
+
+# %% ../../nbs/studies/00_difficulty.ipynb #efb19822
 def task(
     seed:int, # Of the scene
     dial:str='as it is', # Of `dials`

@@ -6,18 +6,17 @@
 __all__ = ['crops', 'places', 'defaults', 'halo', 'draw_parcels', 'own_fields', 'labelled', 'farmed', 'Land', 'centres',
            'ground_at', 'sky', 'lags', 'tables', 'Day', 'clouds_at', 'window_s2', 'window_ps', 'truth']
 
-# %% ../../nbs/twin/04_landscape.ipynb #4b1c639b
+# %% ../../nbs/twin/04_landscape.ipynb #11deab5c
 import functools, warnings
 from pathlib import Path
 import geopandas as gpd, numpy as np, pandas as pd, torch
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
-from shapely.affinity import translate
 from shapely.geometry import box
 from ..core import derive
-from .optics import field_table, look, reflectance, soil_factor
+from .optics import field_table, look, soil_factor
 from .phenology import draw_fields, regions, states
-from .sensors import Noise, Sky, last_clear, mix, mix_s2, moisture, psf, see_ps, see_s2, sun_zenith, air
+from .sensors import Noise, Sky, last_clear, mix, mix_s2, moisture, psf, sun_zenith
 
 # %% ../../nbs/twin/04_landscape.ipynb #bd08e988
 warnings.filterwarnings('ignore', 'Dataset has no geotransform', module='rasterio.features') # said of masks drawn in a thread, which are right
@@ -60,31 +59,46 @@ def labelled(
 )->gpd.GeoDataFrame: # fid, crop_id, SHAPE_AREA, SHAPE_LEN, crop_name
     return g.reset_index(drop=True).assign(fid=np.arange(1, len(g)+1), SHAPE_AREA=g.area.to_numpy(), SHAPE_LEN=g.length.to_numpy(), crop_name=[crops[c-1] for c in g.crop_id])
 
-# %% ../../nbs/twin/04_landscape.ipynb #f491c347
-def _densest(g, extent):
-    "Lower left corner of the square that holds the most parcel centres"
-    c = np.c_[g.centroid.x, g.centroid.y]; near = np.abs(c[:,None]-c[None]).max(-1)<extent/2
-    return c[near.sum(1).argmax()]-extent/2
+# %% ../../nbs/twin/04_landscape.ipynb #65600a55
+def _usable(
+    g:gpd.GeoDataFrame, # As read
+    path, # Its file, for messages
+)->gpd.GeoDataFrame: # Valid polygons with a whole crop_id of 1 to 9, in UTM zone 33 if they lie there
+    c = pd.to_numeric(g.get('crop_id'), errors='coerce') if 'crop_id' in g else None
+    if c is None or not c.isin(range(1, 10)).any(): raise ValueError(f"{path}: farming it needs a column 'crop_id' with classes 1 to 9; it has {', '.join(g.columns)}")
+    if g.crs is None: raise ValueError(f'{path}: it names no coordinate system; write it with one')
+    g = g[c.isin(range(1, 10)) & g.geometry.notna()].assign(crop_id=c.dropna().astype(int)); g = g.set_geometry(g.make_valid())
+    return g.to_crs('EPSG:32633' if str(g.crs.to_epsg()) in ('32633', '25833') else g.estimate_utm_crs())
 
-# %% ../../nbs/twin/04_landscape.ipynb #80467dec
+# %% ../../nbs/twin/04_landscape.ipynb #b11d3c82
+def _corner(
+    g:gpd.GeoDataFrame, # Parcels
+    place:dict, # Row of `places`
+    extent:float, # Side of the tile, m
+)->tuple: # Lower left corner of the square to farm: the tile's own, or that of a crowded square
+    own = np.array([place['west'], place['north']-extent]); c = np.c_[g.centroid.x, g.centroid.y]
+    if ((c>own) & (c<own+extent)).all(1).mean()>.5: return own
+    cell, n = np.unique(np.floor(c/(extent/2)).astype(int), axis=0, return_counts=True)
+    return np.median(c[(np.floor(c/(extent/2)).astype(int)==cell[n.argmax()]).all(1)], 0)-extent/2
+
+# %% ../../nbs/twin/04_landscape.ipynb #dc0a19b6
 def farmed(
     path:Path, # A vector file with `crop_id`
     place:dict, # Row of `places`
     extent:float, # Side of the tile, m
-)->gpd.GeoDataFrame: # Those of its parcels that lie on the tile
+)->gpd.GeoDataFrame: # Those of its parcels that lie on the tile, larger than 200 m2
     "Raises `ValueError` naming the file when it has no usable parcels"
-    g = gpd.read_file(path)
-    if 'crop_id' not in g or not pd.to_numeric(g.crop_id, errors='coerce').between(1, 9).any(): raise ValueError(f"{path}: farming it needs a column 'crop_id' with classes 1 to 9; it has {', '.join(g.columns)}")
-    g = g[pd.to_numeric(g.crop_id, errors='coerce').between(1, 9)].to_crs(g.estimate_utm_crs())
-    x,y = _densest(g, extent)
-    g = g.assign(crop_id=g.crop_id.astype(int), geometry=[translate(o, place['west']-x, place['north']-extent-y) for o in g.geometry]).set_crs('EPSG:32633', allow_override=True)
+    g = _usable(gpd.read_file(path), path); x,y = _corner(g, place, extent)
+    g = g.set_geometry(g.translate(place['west']-x, place['north']-extent-y)).set_crs('EPSG:32633', allow_override=True)
     g = g.clip(box(place['west'], place['north']-extent, place['west']+extent, place['north']))
-    return labelled(g[g.geom_type.isin(['Polygon', 'MultiPolygon']) & (g.area>200)])
+    g = g[g.geom_type.isin(['Polygon', 'MultiPolygon']) & (g.area>200)]
+    if not len(g): raise ValueError(f'{path}: none of its parcels is a polygon of more than 200 m2 on the tile')
+    return labelled(g)
 
 # %% ../../nbs/twin/04_landscape.ipynb #e1eaa2b1
 defaults = dict(dx=0., dy=0., ps='fusion', spread=1., texture=1., clouds=1.) # what a recipe may say besides its size
 
-# %% ../../nbs/twin/04_landscape.ipynb #8e44ddf3
+# %% ../../nbs/twin/04_landscape.ipynb #06515e4f
 class Land:
     "A tile of the twin"
     def __init__(self, recipe:dict, # extent, field, seed, and any of `defaults`
@@ -99,7 +113,7 @@ class Land:
         self.noise = {k: Noise(ext, s, rng) for k,s in dict(v120=120, v25=25, w60=60, w15=15).items()}
         self.along, self.streak = rng.uniform(0, np.pi, len(self.gdf)+1), rng.standard_normal((len(self.gdf)+1, 64)).astype('float32')
         self.arable = np.r_[self.gdf.crop_id<8, False]
-        self.damp = moisture(self.place['year'], self.region.wet, rng)
+        self.damp = moisture(self.region.wet, rng)
 
     def rng(self, *what): return np.random.default_rng(derive(self.r['seed'], self.part, *what))
     def gen(self, *what): return torch.Generator().manual_seed(derive(self.r['seed'], self.part, *what))
@@ -113,7 +127,7 @@ def centres(
 )->np.ndarray: # (n+2 halo,) m
     return start+(np.arange(-halo, n+halo)+.5)*pixel
 
-# %% ../../nbs/twin/04_landscape.ipynb #ca810cdd
+# %% ../../nbs/twin/04_landscape.ipynb #4f231be5
 def ground_at(
     land:Land,
     y:np.ndarray, # (rows,) coordinates of 3 m pixels, m from the north edge
@@ -125,14 +139,18 @@ def ground_at(
     f = rasterize(zip(near.geometry, near.index), (len(y), len(x)), fill=-1, transform=from_origin(west, north, 3, 3), dtype='int32') if len(near) else np.full((len(y), len(x)), -1, 'int32')
     g = {k: n.grid(y, x) for k,n in land.noise.items()}
     v = .5*g['v120']+.74*g['v25']+_streaks(land, f, y, x); w = .8*g['w60']+.5*g['w15']-.3*g['v120']
-    return dict(field=torch.from_numpy(f.astype('int64')), v=torch.from_numpy(v*np.float32(land.r['texture'])), w=torch.from_numpy(w*np.float32(land.r['texture'])))
+    v,w = (torch.from_numpy((a*land.r['texture']).astype('float32')).clamp(-3.99, 3.99) for a in (v, w)) # as far as the tables of `optics` reach
+    return dict(field=torch.from_numpy(f.astype('int64')), v=v, w=w)
 
-# %% ../../nbs/twin/04_landscape.ipynb #b8e3916f
+# %% ../../nbs/twin/04_landscape.ipynb #217660f5
 def _streaks(land, f, y, x):
     "Drills and tramlines across the direction of work, on arable fields"
     a = land.along.astype('float32')[f]; across = x.astype('float32')*np.cos(a)+y.astype('float32')[:,None]*np.sin(a)
     drill = land.streak[f, np.floor(across/6).astype(int)%64]
-    return np.where(land.arable[f], .3*drill-(across%24<3)+.125, .3*land.streak[f, (np.floor(x/3).astype(int)*7+np.floor(y/3).astype(int)[:,None]*13)%64]).astype('float32')
+    return np.where(land.arable[f], .3*drill-(across%24<3)+.125, .3*land.streak[f, _hash(np.floor(y/3).astype(int)[:,None], np.floor(x/3).astype(int))]).astype('float32')
+
+# %% ../../nbs/twin/04_landscape.ipynb #cc1f57d4
+def _hash(y, x): return ((y*73856093) ^ (x*19349663)) >> 7 & 63 # 64 values scattered over the pixels
 
 # %% ../../nbs/twin/04_landscape.ipynb #66b24e4f
 @functools.lru_cache(16) # the last days' skies are asked for again and again
@@ -184,41 +202,44 @@ def clouds_at(
 # %% ../../nbs/twin/04_landscape.ipynb #719a970b
 halo = 24 # fine pixels: 72 m, three sigma of a 60 m pixel's blur
 
-# %% ../../nbs/twin/04_landscape.ipynb #91eadd0e
+# %% ../../nbs/twin/04_landscape.ipynb #9adc30c5
 def window_s2(
     day:Day,
     y0:float, # North edge, m from the tile's
     x0:float, # West edge
-    side:int, # m, a multiple of 60
+    side:int|tuple, # m, multiples of 60; or (height, width)
     ground:dict|None=None, # From `ground_at` with the halo, if at hand
-)->torch.Tensor: # (side/10, side/10, 12) reflectance, clear and noiseless
-    g = ground or ground_at(day.land, centres(y0, side//3, 3., halo), centres(x0, side//3, 3., halo))
-    return mix_s2(look(day.s2, g['field']%len(day.s2), g['v'], g['w']), side//10, halo)
+)->torch.Tensor: # (height/10, width/10, 12) reflectance, clear and noiseless
+    h,w = np.broadcast_to(side, 2).tolist()
+    g = ground or ground_at(day.land, centres(y0, h//3, 3., halo), centres(x0, w//3, 3., halo))
+    return mix_s2(look(day.s2, g['field']%len(day.s2), g['v'], g['w']), (h//10, w//10), halo)
 
-# %% ../../nbs/twin/04_landscape.ipynb #3ff183a7
+# %% ../../nbs/twin/04_landscape.ipynb #154c58a3
 def window_ps(
     day:Day,
     y0:float, # North edge, m from the tile's
     x0:float, # West edge
-    side:int, # m
-    ground:dict|None=None, # From `ground_at` with the halo, if at hand and the sensors are registered
-)->torch.Tensor: # (side/3, side/3, 4) reflectance, clear and noiseless
+    side:int|tuple, # m; or (height, width)
+    ground:dict|None=None, # From `ground_at` with the halo, if at hand
+)->torch.Tensor: # (height/3, width/3, 4) reflectance, clear and noiseless
     "Mis-registered by `dx` metres to the east and `dy` to the north, exactly"
-    r = day.land.r; h = 2
-    if ground is None or r['dx'] or r['dy']: g = ground_at(day.land, centres(y0+r['dy'], side//3, 3., h), centres(x0-r['dx'], side//3, 3., h))
-    else: c = slice(halo-h, h-halo); g = {k: v[c,c] for k,v in ground.items()}
-    return mix(look(day.ps, g['field']%len(day.ps), g['v'], g['w']), psf(3., side//3, h))
+    r, m = day.land.r, 2; h,w = (s//3 for s in np.broadcast_to(side, 2).tolist())
+    if ground is None or r['dx'] or r['dy']: g = ground_at(day.land, centres(y0+r['dy'], h, 3., m), centres(x0-r['dx'], w, 3., m))
+    else: c = slice(halo-m, m-halo); g = {k: v[c,c] for k,v in ground.items()}
+    return mix(look(day.ps, g['field']%len(day.ps), g['v'], g['w']), psf(3., h, m), psf(3., w, m))
 
-# %% ../../nbs/twin/04_landscape.ipynb #c62b5ad2
+# %% ../../nbs/twin/04_landscape.ipynb #1b0ddbf4
 def truth(
     day:Day,
     y0:float=0, # North edge of the window, m from the tile's; multiples of 60
     x0:float=0, # West edge
     side:int=300, # m, a multiple of 60
-)->dict: # field, vigour and all states of `phenology.states` (side/3, side/3); s2 (side/10, side/10, 12) and ps (side/3, side/3, 4) clean; clouds (side/10, side/10): kind, tau
+    seen_by:str='s2', # s2: the day's states | ps: those that PlanetScope shows
+)->dict: # field (its row; -1 between fields), lag (days), vigour and all states of `phenology.states` (side/3, side/3); s2 (side/10, side/10, 12) and ps (side/3, side/3, 4) clean; clouds (side/10, side/10): kind, tau
     y,x = centres(y0, side//3, 3.), centres(x0, side//3, 3.); g = ground_at(day.land, y, x)
     i = g['field'].numpy().ravel()%len(day.s2); v = g['v'].numpy().ravel()
-    s = {k: a.reshape(len(y), len(x)) for k,a in states({k: f[i] for k,f in day.land.fields.items()}, day.doy, v[:,None]).items()}
-    s['damp'], s['bright'] = s['damp']+day.land.damp[day.doy], s['bright']*soil_factor(g['w']).numpy()
-    return s|dict(field=g['field'].numpy(), vigour=g['v'].numpy(), zenith=float(sun_zenith(day.doy)), s2=window_s2(day, y0, x0, side), ps=window_ps(day, y0, x0, side),
+    doy = np.maximum(day.doy-(day.lag[i] if seen_by=='ps' else 0*i), 1).astype(int)
+    s = {k: a.reshape(len(y), len(x)) for k,a in states({k: f[i] for k,f in day.land.fields.items()}, doy, v[:,None]).items()}; d = doy.reshape(len(y), -1)
+    s['damp'], s['bright'] = (s['damp']+day.land.damp[d]).clip(0, 1), s['bright']*soil_factor(g['w']).numpy()
+    return s|dict(field=g['field'].numpy(), lag=day.lag[i].reshape(len(y), -1), vigour=g['v'].numpy(), zenith=sun_zenith(d), s2=window_s2(day, y0, x0, side), ps=window_ps(day, y0, x0, side),
                   clouds=day.sky.grid(centres(y0, side//10, 10.), centres(x0, side//10, 10.)))

@@ -30,14 +30,15 @@ crop,subtype,share,greenup,senescence,harvest,lai,winter,angle,cab,flower,cuts
 9,arable grass,.25,100,320,400,4.4,1.5,56,41,,135 178 222 270
 """)).fillna({'cuts': ''})
 
-# %% ../../nbs/twin/00_phenology.ipynb #6177f86f
+# %% ../../nbs/twin/00_phenology.ipynb #88437f8e
 sources = dict(
     share="assumed, after Brandenburg's crop statistics", greenup='assumed, so that wheat heads about day 150 and maize emerges 123-133 (DWD phenology)',
     senescence='assumed', harvest='wheat from 209 (DWD phenology); others assumed relative to it', lai='assumed', winter='assumed',
     angle='Li & Fang 2025, ESSD 17:1347', cab="assumed, within LOPEX'93", cuts='assumed',
     flower='rape: 21 April to 19 May 2018 (d\'Andrimont et al. 2020, RSE 239:111660); sunflower assumed',
     leaf="N 1.45-1.75, water .012-.028 cm, dry matter .004-.0058 g/cm2: LOPEX'93",
-    between_fields='variance of leaf area between fields above that within (Reichenau et al. 2016); sizes assumed')
+    between_fields='variance of leaf area between fields above that within (Reichenau et al. 2016); sizes assumed',
+    rest='every other constant of this module (regrowth after a cut, what precedes and follows a crop, frost, drought, shade, stems): assumed')
 
 # %% ../../nbs/twin/00_phenology.ipynb #d661c754
 regions = pd.DataFrame(dict(early=[0., -6, -9, 6], late=[0., -7, -3, 5], drought=[.5, .65, .1, .25], wet=[.4, .3, .55, .45], bright=[.75, .75, .55, .6]),
@@ -52,7 +53,7 @@ def _subtypes(crop, rng):
     while (late := u>top[i]+1e-9).any(): i = i+late
     return calendar.loc[i].reset_index(drop=True)
 
-# %% ../../nbs/twin/00_phenology.ipynb #6571ad09
+# %% ../../nbs/twin/00_phenology.ipynb #d1465110
 def draw_fields(
     crop:np.ndarray, # (n,) DENETHOR class of each field, 1..9
     rng, # NumPy generator
@@ -63,7 +64,7 @@ def draw_fields(
     g = dict(regions.iloc[0] if region is None else region)
     t, n = _subtypes(crop, rng), len(crop)
     z = lambda sd, *shape: rng.normal(0, sd*spread, (n, *shape))
-    early,late = z(7)+g['early'], z(5)+g['late']-g['early']-8*g['drought']*(t.crop<8)+4
+    early,late = z(7)+g['early'], z(5)+g['late']-g['early']-8*(g['drought']-.5)*(t.crop<8)
     cuts = np.array([(c.split()+['nan']*4)[:4] for c in t.cuts], float)
     f = dict(greenup=t.greenup+early, senescence=t.senescence+early+late, harvest=t.harvest+early+late+z(2), rate=np.exp(z(.2)),
              lai=t.lai*np.exp(z(.2))*(1-.1*g['drought']), winter=t.winter*np.exp(z(.3)), cab=t.cab*np.exp(z(.14)), angle=t.angle+z(5),
@@ -89,10 +90,10 @@ def _regrown(cuts, doy):
     d = doy[...,None]-cuts
     return np.where(d>=0, 1-.75*np.exp(-np.maximum(d, 0)/12), 1.).prod(-1)
 
-# %% ../../nbs/twin/00_phenology.ipynb #4aed0054
+# %% ../../nbs/twin/00_phenology.ipynb #1d175577
 def _rest_of_year(f, doy):
     "Leaf area and straw before sowing and after harvest"
-    sown, since = f['greenup']-38, doy-f['harvest']
+    sown, since = f['greenup']-48, doy-f['harvest']
     start = np.maximum(np.choose(f['after'].astype(int), [283, 0, 0]), f['harvest']+np.choose(f['after'].astype(int), [20, 30, 25]))+f['delay']
     top = np.choose(f['after'].astype(int), [.9, 2.2, .5])*np.where(f['after']==1, 1-.8*_rise(doy, 338, 6), 1)*f['other']
     catch = (f['before']==2)*.8*f['other']*(1-_rise(doy, np.minimum(110, sown-20), 6))

@@ -6,11 +6,11 @@
 __all__ = ['wavelengths', 'bands', 'edges', 'ranges', 'here', 'super_gaussian', 'sensor_responses', 'draw_canopies',
            'canopy_terms', 'look_up', 'surfaces', 'draw_soils', 'Canopy', 'over_soil', 'fit_canopy', 'build']
 
-# %% ../../nbs/twin/01_prosail.ipynb #f76df52f
+# %% ../../nbs/twin/01_prosail.ipynb #1041b553
 import importlib
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 # %% ../../nbs/twin/01_prosail.ipynb #c80f6f85

@@ -6,11 +6,10 @@
 __all__ = ['pretraining', 's2_bands', 'compare', 'bavaria', 'twin_parcels', 'ndvi', 'parcel_rows', 'shared_variance', 'chip',
            'twin_chip', 'texture_rows', 'treesat', 'sky_rows', 'pair_rows', 'realism_table']
 
-# %% ../../nbs/twin/07_realism.ipynb #a0dabf5e
+# %% ../../nbs/twin/07_realism.ipynb #3783ed32
 from pathlib import Path
 import h5py, numpy as np, pandas as pd, rasterio, torch
 from scipy.stats import wasserstein_distance
-from ..core import repo_root
 from .landscape import Land, Day, window_ps
 from .optics import field_table
 from .phenology import states
@@ -49,7 +48,7 @@ def bavaria(
     d = d[d.crop.notna() & (d.B1_mean<2200) & (d.B10_mean<60)].rename(columns=bs); t = pd.to_datetime(d.Date)
     return d[['id', 'crop']].assign(doy=t.dt.dayofyear, month=t.dt.month).join(d[s2_bands]/1e4)
 
-# %% ../../nbs/twin/07_realism.ipynb #ee1ca5ee
+# %% ../../nbs/twin/07_realism.ipynb #8a87318f
 def twin_parcels(
     real:pd.DataFrame, # From `bavaria`
     seed:int=0,
@@ -57,16 +56,19 @@ def twin_parcels(
     one = real.groupby('id').crop.first(); c = Crowd(len(one), seed, crops=one.to_numpy(int), dates=12, region='bavaria_2018'); gen = torch.Generator().manual_seed(seed)
     rows = []
     for doy,g in real.groupby('doy'):
-        t = field_table(c.fields, states, doy, sun_zenith(doy, 48.3), c.damp[doy])[:-1,3,2,:12]
+        t = field_table(c.fields, states, doy, sun_zenith(doy, 48.3), c.damp[doy])[:-1,4,2,:12]
         clear = dict(kind=torch.zeros(len(t)), tau=torch.zeros(len(t)), bright=torch.ones(len(t)))
-        r = toa(see_s2(t, clear, air(doy%2, c.rng('air', doy)), gen)).numpy()
+        r = toa(see_s2(t, clear, air(c.days[0], c.rng('air', doy)), gen)).numpy()
         rows.append(pd.DataFrame(np.delete(r, 10, 1), columns=s2_bands, index=one.index).loc[g.id].reset_index().assign(doy=doy, month=g.month.to_numpy(), crop=g.crop.to_numpy()))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/twin/07_realism.ipynb #df37fde8
-def ndvi(d): return (d.B08-d.B04)/(d.B08+d.B04)
+# %% ../../nbs/twin/07_realism.ipynb #e9a70ea5
+def ndvi(
+    d:pd.DataFrame, # With columns B04 and B08
+)->pd.Series: # NDVI
+    return (d.B08-d.B04)/(d.B08+d.B04)
 
-# %% ../../nbs/twin/07_realism.ipynb #f10ae7e1
+# %% ../../nbs/twin/07_realism.ipynb #b0ccd826
 def parcel_rows(
     real:pd.DataFrame, # From `bavaria`
     twin:pd.DataFrame, # From `twin_parcels`
@@ -76,7 +78,8 @@ def parcel_rows(
     rows += [compare(f'parcel mean in month {k}, L1C', m(real, k)[b], m(twin, k)[b], b) for k in months for b in s2_bands]
     rows += [compare('NDVI by month, L1C', ndvi(m(real, k)), ndvi(m(twin, k)), f'month {k}') for k in months]
     rows += [compare('NDVI, top 5 % of parcels and dates', *(np.sort(ndvi(d))[-len(d)//20:] for d in (real, twin)))]
-    rows += [compare('lag-1 autocorrelation of NDVI (half a month)', *(_auto(d) for d in (real, twin)), 'per parcel'), compare('sd of NDVI between fields of a crop', *(_between(d) for d in (real, twin)), 'per crop and date')]
+    rows += [compare('lag-1 autocorrelation of NDVI (half a month)', *(_auto(d) for d in (real, twin)), 'per parcel'), compare('sd of NDVI between fields of a crop', *(_between(d) for d in (real, twin)), 'per crop and date'),
+             compare('variance of NDVI between over within classes', *(_separation(d) for d in (real, twin)), 'per date')]
     return rows
 
 # %% ../../nbs/twin/07_realism.ipynb #04a052f9
@@ -90,6 +93,12 @@ def _auto(d):
 def _between(d):
     g = d.assign(v=ndvi(d)).groupby(['crop', 'doy']).v
     return g.std()[g.count()>=8]
+
+# %% ../../nbs/twin/07_realism.ipynb #de1bdba3
+def _separation(d):
+    "How far apart classes are, of at least 8 parcels a date"
+    x = d.assign(v=ndvi(d)); x = x[x.groupby(['crop', 'doy']).v.transform('size')>=8]
+    g = x.groupby(['doy', 'crop']).v; return (g.mean().groupby('doy').var()/g.var().groupby('doy').mean()).dropna()
 
 # %% ../../nbs/twin/07_realism.ipynb #927571cf
 def shared_variance(

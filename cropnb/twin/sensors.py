@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resolutions', 's2_days', 'sun_zenith', 'Noise', 'psf', 'mix', 'mix_s2', 'moisture', 'Sky', 'air', 'under_clouds',
-           'see_s2', 'to_int', 'cloud_probability', 'see_ps', 'last_clear']
+           'see_s2', 'see_s2_image', 'to_int', 'cloud_probability', 'see_ps', 'last_clear']
 
 # %% ../../nbs/twin/03_sensors.ipynb #8b80028d
 import functools
@@ -37,7 +37,7 @@ def _spline(x):
     a = np.abs(x)
     return np.where(a<1, 2/3-a**2+a**3/2, np.where(a<2, (2-a)**3/6, 0))
 
-# %% ../../nbs/twin/03_sensors.ipynb #192bf342
+# %% ../../nbs/twin/03_sensors.ipynb #849a134f
 class Noise:
     "Smooth standard normal noise over a square, at any place of it"
     def __init__(self, extent:float, # Side of the square, m
@@ -48,18 +48,20 @@ class Noise:
         n = int(np.ceil((extent+2*margin)/scale))+6
         self.z = rng.standard_normal((n, n)).astype('float32')
 
-    def _weights(self, x):
-        u = (np.asarray(x, float)-self.origin)/self.scale; lo = int(u.min())-2
-        w = _spline(u[:,None]-np.arange(lo, int(u.max())+4))
-        return lo, (w/np.sqrt((w**2).sum(1, keepdims=True))).astype('float32')
+    def _taps(self, x):
+        "The four lattice points about each coordinate, and their weights"
+        u = (np.asarray(x, float)-self.origin)/self.scale; i = np.floor(u).astype(int)[:,None]+np.arange(-1, 3)
+        w = _spline(u[:,None]-i)
+        return i, (w/np.sqrt((w**2).sum(1, keepdims=True))).astype('float32')
 
-    def grid(self, y, x): # Coordinates in m -> (len(y), len(x))
-        (a,wy),(b,wx) = self._weights(y), self._weights(x)
-        return wy@self.z[a:a+wy.shape[1], b:b+wx.shape[1]]@wx.T
+    def grid(self, y, x): # Coordinates in m -> (len(y), len(x)); sums in a fixed order, so that threads cannot change a bit
+        (a,wy),(b,wx) = self._taps(y), self._taps(x)
+        rows = sum(wy[:,k,None]*self.z[a[:,k]] for k in range(4))
+        return sum(wx[:,k]*rows[:,b[:,k]] for k in range(4))
 
     def at(self, y, x): # Coordinates of places -> (n,)
-        (a,wy),(b,wx) = self._weights(y), self._weights(x)
-        return ((wy@self.z[a:a+wy.shape[1], b:b+wx.shape[1]])*wx).sum(1)
+        (a,wy),(b,wx) = self._taps(y), self._taps(x)
+        return sum(wy[:,k]*wx[:,l]*self.z[a[:,k], b[:,l]] for k in range(4) for l in range(4))
 
 # %% ../../nbs/twin/03_sensors.ipynb #a437572f
 resolutions = {10: [1, 2, 3, 7], 20: [4, 5, 6, 8, 10, 11], 60: [0, 9]} # m -> positions among the twelve bands
@@ -78,28 +80,30 @@ def psf(
     w = np.where(np.abs(d)<resolution/2+3*sd, ndtr((d+resolution/2)/sd)-ndtr((d-resolution/2)/sd), 0)
     return torch.tensor(w/w.sum(1, keepdims=True), dtype=torch.float32)
 
-# %% ../../nbs/twin/03_sensors.ipynb #5b340546
+# %% ../../nbs/twin/03_sensors.ipynb #859bd814
 def mix(
     r:torch.Tensor, # (fine row, fine column, b)
     w:torch.Tensor, # (n, fine) from `psf`
+    wx:torch.Tensor|None=None, # The same for columns; `w` if the window is square
 )->torch.Tensor: # (n, n, b)
     a = (w@r.reshape(len(r), -1)).view(len(w), r.shape[1], -1)
-    return torch.einsum('xj,yjb->yxb', w, a)
+    return torch.einsum('xj,yjb->yxb', w if wx is None else wx, a)
 
-# %% ../../nbs/twin/03_sensors.ipynb #3f72b3bb
+# %% ../../nbs/twin/03_sensors.ipynb #2c77daf9
 def mix_s2(
-    r:torch.Tensor, # (fine row, fine column, 12), a square
-    n:int, # Pixels of 10 m along its side, a multiple of 6
+    r:torch.Tensor, # (fine row, fine column, 12)
+    shape:tuple, # Rows and columns of 10 m, multiples of 6
     halo:int, # Fine pixels around it
-)->torch.Tensor: # (n, n, 12)
-    out = r.new_empty(n, n, 12)
-    for m,b in resolutions.items():
-        k = m//10; out[:,:,b] = mix(r[...,b], psf(m, n//k, halo)).repeat_interleave(k, 0).repeat_interleave(k, 1)
+)->torch.Tensor: # (*shape, 12), bands of 20 and 60 m repeated
+    out = r.new_empty(*shape, 12)
+    for m,b in resolutions.items(): out[:,:,b] = _repeat(mix(r[...,b], *(psf(m, n*10//m, halo) for n in shape)), m//10)
     return out
 
-# %% ../../nbs/twin/03_sensors.ipynb #047b3c7f
+# %% ../../nbs/twin/03_sensors.ipynb #89bd564f
+def _repeat(r, k): return r.repeat_interleave(k, 0).repeat_interleave(k, 1)
+
+# %% ../../nbs/twin/03_sensors.ipynb #16272478
 def moisture(
-    year:int, # Days of it
     wet:float, # Mean, 0..1
     rng, # NumPy generator
 )->np.ndarray: # (367,) by day of the year
@@ -108,7 +112,7 @@ def moisture(
     for d in range(1, 367): m[d] = min(1, m[d-1]*np.exp(-1/(9+5*np.cos(2*np.pi*d/365)))+rain[d])
     return np.clip(m*wet/m.mean(), 0, 1)
 
-# %% ../../nbs/twin/03_sensors.ipynb #5000f427
+# %% ../../nbs/twin/03_sensors.ipynb #c3052326
 class Sky:
     "One day's clouds: 0 clear, 1 thin, 2 thick, 3 shadow; the same for both sensors"
     def __init__(self, extent, # Side of the tile, m
@@ -116,29 +120,30 @@ class Sky:
                  rng): # NumPy generator
         self.noise = [(Noise(extent, s, rng, 6000), w) for s,w in ((2500, .8), (700, .6))]
         self.cover, self.tau, self.white = rng.beta(.35, .2), rng.uniform(.2, 2.4), Noise(extent, 300, rng, 6000)
-        self.north = min(1200*np.tan(np.radians(zenith)), 5000) # clouds at 1,200 m
+        self.reach = min(1200*np.tan(np.radians(zenith)), 5000) # clouds at 1,200 m (assumed)
 
-    def _kind(self, f): # f(noise, north) -> values
-        u = lambda north: ndtr(sum(w*f(n, north) for n,w in self.noise))
-        here = u(0.); thick = .72*self.cover
-        k = np.where(here<thick, 2, np.where(here<self.cover, 1, np.where(u(self.north)<thick, 3, 0)))
+    def _kind(self, f): # f(noise, metres to the south) -> values
+        u = lambda south: ndtr(sum(w*f(n, south) for n,w in self.noise))
+        here = u(0.); thick = .72*self.cover # of a cloud, the share that is thick: 46 of 64 %
+        k = np.where(here<thick, 2, np.where(here<self.cover, 1, np.where(u(self.reach)<thick, 3, 0)))
         tau = .1+self.tau*np.clip((self.cover-here)/max(self.cover-thick, 1e-6), 0, 1)
         return dict(kind=k.astype('uint8'), tau=tau.astype('float32'), bright=np.exp(.4*f(self.white, 0.)-.08).astype('float32'))
 
-    def grid(self, y, x): return self._kind(lambda n, north: n.grid(np.asarray(y)-north, x))
-    def at(self, y, x): return self._kind(lambda n, north: n.at(np.asarray(y)-north, x))
+    # y grows to the south, where the sun is: a shadow lies north of its cloud
+    def grid(self, y, x): return self._kind(lambda n, south: n.grid(np.asarray(y)+south, x)) # Coordinates, m -> kind, tau, bright (rows, columns)
+    def at(self, y, x): return self._kind(lambda n, south: n.at(np.asarray(y)+south, x)) # Places, m -> (n,)
 
 # %% ../../nbs/twin/03_sensors.ipynb #286dc26f
 _white = torch.tensor([.69, .67, .65, .65, .66, .65, .64, .64, .61, .90, .43, .40])
 _contrast = torch.tensor([1., 1, 1, 1, .95, .9, .9, .9, .9, .9, .3, .3]) # how much a cloud's brightness varies in a band
 _haze = torch.linspace(1.6, .1, 12)
 
-# %% ../../nbs/twin/03_sensors.ipynb #35b501aa
+# %% ../../nbs/twin/03_sensors.ipynb #47fc83ee
 def air(
-    orbit:int, # 0 or 1
+    when, # Time of the acquisition: the two orbits pass ten minutes apart
     rng, # NumPy generator
 )->dict: # gain and aerosol of one acquisition
-    return dict(gain=float([.97, 1.03][orbit]*rng.normal(1, .02)), haze=float(rng.exponential(.006)-.003))
+    return dict(gain=float([.97, 1.03][when.minute//10%2]*rng.normal(1, .02)), haze=float(rng.exponential(.006)-.003))
 
 # %% ../../nbs/twin/03_sensors.ipynb #a028d46d
 def under_clouds(
@@ -160,6 +165,19 @@ def see_s2(
     r = under_clouds(r*air['gain']+air['haze']*_haze.to(r.device), clouds, _white.to(r.device), _contrast.to(r.device))
     return _noisy(r, .01, .002, gen)
 
+# %% ../../nbs/twin/03_sensors.ipynb #20e3633d
+def see_s2_image(
+    r:torch.Tensor, # (rows, columns, 12), bands of 20 and 60 m repeated
+    clouds:dict, # kind, tau, bright: tensors (rows, columns)
+    air:dict, # From `air`
+    gen:torch.Generator, # Noise
+)->torch.Tensor: # (rows, columns, 12)
+    r = under_clouds(r*air['gain']+air['haze']*_haze, clouds, _white, _contrast)
+    for m,b in resolutions.items():
+        k = m//10; own = r[...,b].unflatten(0, (-1, k)).unflatten(2, (-1, k)).mean((1, 3))
+        r[...,b] = _repeat(_noisy(own, .01, .002, gen), k)
+    return r
+
 # %% ../../nbs/twin/03_sensors.ipynb #7cce8ee1
 def _noisy(r, relative, absolute, gen):
     z = torch.randn(r.shape, generator=gen, device=r.device)
@@ -171,13 +189,15 @@ def to_int(
 )->np.ndarray: # uint16 reflectance x 10000, never 0 (which means no data)
     return (r*10_000).round_().clamp_(1, 20_000).to(torch.int32).cpu().numpy().astype('uint16')
 
-# %% ../../nbs/twin/03_sensors.ipynb #59e47304
+# %% ../../nbs/twin/03_sensors.ipynb #679c8a30
 def cloud_probability(
     kind:np.ndarray, # 0 clear 1 thin 2 thick 3 shadow
+    tau:np.ndarray, # Optical depth where thin
     rng, # NumPy generator
 )->np.ndarray: # uint8 0..255, as in `clp.npy`
-    "What a cloud detector would say: sure of thick clouds, less of thin ones, blind to shadow"
-    return (np.array([10, 150, 245, 40])[kind]+rng.normal(0, 8, kind.shape)).clip(0, 255).astype('uint8')
+    "What a cloud detector would say: sure of thick clouds, the less of thin ones the thinner they are, blind to shadow (assumed)"
+    p = np.where(kind==2, 240, np.where(kind==1, 20+220*(1-np.exp(-1.2*tau)), 12))
+    return (p+rng.normal(0, 12, kind.shape)).clip(0, 255).astype('uint8')
 
 # %% ../../nbs/twin/03_sensors.ipynb #4e71edc8
 def see_ps(
