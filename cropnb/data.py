@@ -323,13 +323,14 @@ def write_card(
     with h5py.File(path, 'a') as h: h.attrs['card'] = json.dumps(card, sort_keys=True)
     write_json(path.with_suffix('.card.json'), card)
 
-# %% ../nbs/00_data.ipynb #d406e547
+# %% ../nbs/00_data.ipynb #c01d49ec
 def count_classes(
-    path:Path, # A pair file
+    path:Path, # A pair file; gets a data set `crop`
     tile, # From `open_tile`
-)->dict: # Crop -> pairs, for the card alone: pre-training sees no labels
-    with h5py.File(path) as h: ids,n = np.unique(h['field_id'][:], return_counts=True)
-    c = tile.fields().set_index('field_id').crop.loc[ids].to_numpy()
+)->dict: # Crop -> pairs. Pre-training sees no labels: they are for the card and the probes
+    with h5py.File(path, 'a') as h:
+        ids,i,n = np.unique(h['field_id'][:], return_inverse=True, return_counts=True)
+        c = tile.fields().set_index('field_id').crop.loc[ids].to_numpy(); h['crop'] = c[i].astype('uint8')
     return {name: int(n[c==i].sum()) for i,name in enumerate(tile.classes, 1)}
 
 # %% ../nbs/00_data.ipynb #4e8b2fd3

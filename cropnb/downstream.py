@@ -130,7 +130,7 @@ class EndToEnd(nn.Module):
         z = self.enc(x[mask]) # dates that were not observed must not reach the batch statistics
         return self.base(z.new_zeros(*mask.shape, z.shape[1]).masked_scatter(mask[...,None], z), mask)
 
-# %% ../nbs/04_downstream.ipynb #712de9dc
+# %% ../nbs/04_downstream.ipynb #b59b9bd9
 def build(
     recipe:dict, # family, hyper, seed, frozen
     dim:int, # Features of each date
@@ -140,7 +140,7 @@ def build(
     "A base model with its seed's weights, the same for every variant of one size"
     torch.manual_seed(recipe['seed'])
     hyper = {k: v for k,v in recipe['hyper'].items() if k!='lr'}
-    base = families[recipe['family']](dim if recipe['frozen'] else 256, classes, **hyper)
+    base = families[recipe['family']](dim if recipe['frozen'] else load_encoder(encoder).dim, classes, **hyper)
     return base if recipe['frozen'] else EndToEnd(load_encoder(encoder).net.train(), base)
 
 # %% ../nbs/04_downstream.ipynb #a6f9758b

@@ -18,24 +18,27 @@ def n_params(
     "Count of trainable parameters"
     return sum(p.numel() for p in m.parameters() if p.requires_grad)
 
-# %% ../nbs/02_encoders.ipynb #ac1c88b0
+# %% ../nbs/02_encoders.ipynb #f102196b
 class Block(nn.Module):
-    "Residual block: BatchNorm, Linear, ReLU, Linear"
+    "Residual block: BatchNorm, Linear, ReLU, (dropout,) Linear"
     def __init__(self,
         dim:int, # Width
+        dropout:float=0., # Before the second linear layer
     ):
         super().__init__()
-        self.f = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        drop = [nn.Dropout(dropout)] if dropout else []
+        self.f = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, dim), nn.ReLU(), *drop, nn.Linear(dim, dim))
     def forward(self, x): return x+self.f(x)
 
-# %% ../nbs/02_encoders.ipynb #aa64ec26
+# %% ../nbs/02_encoders.ipynb #29623a27
 class ResMLP(nn.Sequential):
     "(N, features) -> (N, dim): Linear, residual blocks, BatchNorm, ReLU, Linear"
     def __init__(self,
         features:int=12, # 12 for a Sentinel-2 pixel, 36 for a 3x3 window of PlanetScope
         dim:int=256, # Width, and length of the embedding
         blocks:int=4, # Residual blocks
-    ): super().__init__(nn.Linear(features, dim), *[Block(dim) for _ in range(blocks)], nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim))
+        dropout:float=0., # In each block
+    ): super().__init__(nn.Linear(features, dim), *[Block(dim, dropout) for _ in range(blocks)], nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim))
 
 # %% ../nbs/02_encoders.ipynb #f6e84f4a
 class Projector(nn.Sequential):

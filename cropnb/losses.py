@@ -9,7 +9,7 @@ __all__ = ['losses', 'nt_xent', 'dcl', 'clip', 'barlow_twins', 'corrupt']
 import functools
 import torch, torch.nn.functional as F
 
-# %% ../nbs/01_losses.ipynb #089dc891
+# %% ../nbs/01_losses.ipynb #3c27de63
 def _check(
     z0:torch.Tensor, # (N, D)
     z1:torch.Tensor, # (N, D)
@@ -17,6 +17,7 @@ def _check(
     "Raise `ValueError` for views that do not match, or a batch without negatives"
     if z0.shape!=z1.shape or z0.ndim!=2: raise ValueError(f'Two (N, D) views wanted, got {tuple(z0.shape)} and {tuple(z1.shape)}')
     if len(z0)<2: raise ValueError('A contrastive loss needs at least two samples in a batch')
+    if z0.device.type=='cpu' and not (z0.isfinite().all() and z1.isfinite().all()): raise ValueError('The embeddings hold NaN or infinite values: look at the input, or take a smaller learning rate')
 
 # %% ../nbs/01_losses.ipynb #ab78e664
 def _wide(
@@ -24,27 +25,60 @@ def _wide(
 )->torch.Tensor: # fp32 at least: a sum of exponentials in bf16 has two digits
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
-# %% ../nbs/01_losses.ipynb #11f22029
-def _similar(
+# %% ../nbs/01_losses.ipynb #538fc5e6
+def _log_sums(
+    z:torch.Tensor, # (2N, D) unit vectors of both views, one below the other
+    temperature:float, # Divides the cosine
+    decoupled:bool, # Leave out the positive too?
+)->torch.Tensor: # (2N,) log of the sum over all others
+    n = len(z)//2; out = torch.eye(2*n, dtype=torch.bool, device=z.device)
+    if decoupled: out = out|out.roll(n, 0)
+    return (z@z.T/temperature).masked_fill(out, -torch.inf).logsumexp(1)
+
+# %% ../nbs/01_losses.ipynb #ef01f988
+class _LogSums(torch.autograd.Function):
+    "`_log_sums`, block by block; saved exponentials take half the memory of the logits"
+    @staticmethod
+    def forward(ctx, z, temperature, decoupled, k=512):
+        n = len(z)//2; s = z.new_zeros(2*n); blocks = []
+        for i in range(0, 2*n, k):
+            e = (z[i:i+k]@z[i:].T).sub_(1).div_(temperature).exp_()
+            e[:,:k].fill_diagonal_(0)
+            if decoupled: [e.diagonal(d).zero_() for d,m in ((n, e.shape[1]), (-n, e.shape[0])) if n<m]
+            s[i:i+k] += e.sum(1); s[i+k:] += e[:,k:].sum(0); blocks.append(e)
+        ctx.save_for_backward(z, s, *blocks); ctx.temperature, ctx.k = temperature, k
+        return s.log()+1/temperature
+
+    @staticmethod
+    def backward(ctx, g):
+        z,s,*blocks = ctx.saved_tensors; a, k, grad = g/s, ctx.k, torch.zeros_like(z)
+        for i,e in zip(range(0, len(z), k), blocks):
+            w = e*(a[i:i+k,None]+a[i:])
+            grad[i:i+k] += w@z[i:]; grad[i+k:] += w[:,k:].T@z[i:i+k]
+        return grad/ctx.temperature, None, None, None
+
+# %% ../nbs/01_losses.ipynb #3b2f46e4
+def _terms(
     z0:torch.Tensor, # (N, D) embeddings of one view
     z1:torch.Tensor, # (N, D) embeddings of the other
     temperature:float, # Divides the cosine
-)->torch.Tensor: # (2N, 2N) logits, in fp32 or wider, -inf on the diagonal: nothing is compared with itself
+    decoupled:bool=False, # Leave the positive out of the sum?
+)->torch.Tensor: # (2N,) each sample's loss, in fp32 or wider: first those of `z0`
     _check(z0, z1)
-    z = F.normalize(_wide(torch.cat([z0, z1])), dim=1)
-    return (z@z.T/temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    z = F.normalize(_wide(torch.cat([z0, z1])), dim=1); n = len(z0)
+    sums = _LogSums.apply(z, temperature, decoupled) if temperature>=.025 else _log_sums(z, temperature, decoupled)
+    return sums-((z[:n]*z[n:]).sum(1)/temperature).repeat(2)
 
-# %% ../nbs/01_losses.ipynb #6db6cbb0
+# %% ../nbs/01_losses.ipynb #431cde15
 def nt_xent(
     z0:torch.Tensor, # (N, D) embeddings of one view
     z1:torch.Tensor, # (N, D) embeddings of the other
     temperature:float=.07, # Divides the cosine
 )->torch.Tensor: # Scalar
     "Normalised temperature-scaled cross-entropy (Chen et al. 2020)"
-    n = len(z0)
-    return F.cross_entropy(_similar(z0, z1, temperature), torch.arange(2*n, device=z0.device).roll(n))
+    return _terms(z0, z1, temperature).mean()
 
-# %% ../nbs/01_losses.ipynb #f7b43328
+# %% ../nbs/01_losses.ipynb #03d58883
 def dcl(
     z0:torch.Tensor, # (N, D) embeddings of one view: Sentinel-2's
     z1:torch.Tensor, # (N, D) embeddings of the other
@@ -52,10 +86,8 @@ def dcl(
     symmetric:bool=True, # Both directions; `False` is Equation 1a to the letter
 )->torch.Tensor: # Scalar
     "Decoupled contrastive loss (Yeh et al. 2022; Patnala et al. 2024, Equation 1a)"
-    n = len(z0); s = _similar(z0, z1, temperature)
-    pos = torch.cat([s.diagonal(n), s.diagonal(-n)])
-    rest = s.masked_fill(torch.eye(n, dtype=torch.bool, device=s.device).repeat(2, 2), -torch.inf).logsumexp(1)
-    return ((rest-pos) if symmetric else (rest-pos)[:n]).mean()
+    terms = _terms(z0, z1, temperature, decoupled=True)
+    return (terms if symmetric else terms[:len(z0)]).mean()
 
 # %% ../nbs/01_losses.ipynb #2c1651e4
 def clip(

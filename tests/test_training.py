@@ -104,3 +104,29 @@ def test_supervised_is_the_identity(fresh_runs):
     run = encoders(pairs(d, r, 0), r, 0)['supervised']; e = load_encoder(run.get())
     x = np.random.default_rng(0).integers(100, 6000, (3, 5, 12))
     np.testing.assert_allclose(e.embed(x), (x/1e4-e.mean.numpy())/e.std.numpy(), rtol=1e-4, atol=1e-5); assert result(run)['method']=='supervised'
+
+def test_probes_are_recorded_and_repeat(fresh_runs):
+    "Every epoch, numbers only; the same when run again; the untrained control has one row"
+    d = resolve('twin', 'smoke', 0); p = pairs(d, recipe('smoke'), 0); q = recipe('smoke', pretrain_epochs=2)
+    res = result(encoder(p, q, 0, 'bimodal', .2).get()); pr = res['probes']
+    assert len(pr)==2 and all(np.isfinite(list(m.values())).all() for m in pr) and pr[0]['retrieval_in_date_chance']>pr[0]['retrieval_chance']
+    assert len(result(encoder(p, q, 0, epochs=0).get())['probes'])==1
+    shutil.rmtree(fresh_runs/'pretrain'); assert result(encoder(p, q, 0, 'bimodal', .2).get())==res
+
+def test_a_collapse_and_a_nan_stop_the_run(fresh_runs, monkeypatch):
+    from cropnb import pretrain
+    from cropnb.probes import Collapse
+    p = pairs(resolve('twin', 'smoke', 0), recipe('smoke'), 0)
+    monkeypatch.setitem(pretrain.losses, 'nt_xent', lambda a,b,t: (a-b).square().mean()+100*a.square().mean())   # everything to one point
+    with pytest.raises(Collapse, match='embeddings collapsed in epoch'): encoder(p, recipe('smoke', pretrain_lr=.05, pretrain_epochs=60), 0, 'bimodal', 0.).get()
+    monkeypatch.undo()
+    with pytest.raises((ValueError, FloatingPointError), match='NaN|loss became'): encoder(p, recipe('smoke', pretrain_lr=1e12), 0).get()
+
+def test_sizes_are_free_and_checked(fresh_runs, tmp_path):
+    from safetensors.torch import load_file, safe_open, save_file
+    p = pairs(resolve('twin', 'smoke', 0), recipe('smoke'), 0); f = encoder(p, recipe('smoke', dim=64, blocks=2, dropout=.1, optimizer='adamw'), 0).get()/'encoder.safetensors'
+    e = load_encoder(f); assert e.dim==64 and e.what['parameters']==sum(v.numel() for v in e.net.parameters()) and e.what['pairs']==p.id
+    with safe_open(f, 'pt') as s: meta = s.metadata()
+    save_file(load_file(f), tmp_path/'e.safetensors', {k: v.replace('"blocks": 2', '"blocks": 3') for k,v in meta.items()})
+    with pytest.raises(ValueError, match='not those of a ResMLP of width 64 and 3 blocks'): load_encoder(tmp_path/'e.safetensors')
+    with pytest.raises(ValueError, match='optimizer='): encoder(p, recipe('smoke', optimizer='lion'), 0)

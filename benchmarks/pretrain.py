@@ -1,0 +1,74 @@
+"""Pre-training, pairs per second at batch 2048 on one device, in one run: ours against the loop a user would write.
+
+    python benchmarks/pretrain.py [cpu | cuda] [steps]
+
+The loop of a user: a torch Dataset over the HDF5 read row by row, DataLoader, lightly's NTXentLoss where it is installed (else the same loss written
+with cross_entropy), Adam. Ours: `cropnb.pretrain`'s step. Same networks, same data, same batch, mode bimodal, corruption 0.2. Nothing here is a test.
+"""
+import sys, tempfile, time
+from pathlib import Path
+import h5py, numpy as np, torch, torch.nn.functional as F
+from cropnb.core import recipe
+from cropnb.pretrain import Nets, Pairs, encoder, normalise, one_epoch, two_views, seeded
+from cropnb.losses import corrupt, losses
+
+device = sys.argv[1] if len(sys.argv)>1 else 'cpu'; steps = int(sys.argv[2]) if len(sys.argv)>2 else 6; batch = 2048
+sync = torch.cuda.synchronize if device=='cuda' else lambda: None
+
+def make_pairs(path, n=200_000):
+    g = np.random.default_rng(0); s = g.integers(100, 5000, (n, 12)).astype('uint16'); p = g.integers(100, 5000, (n, 4, 9)).astype('uint16')
+    with h5py.File(path, 'w') as h:
+        h['sentinel2_data'], h['planet_data'] = s, p
+        h.attrs.update(s2_mean=s.mean(0)/1e4, s2_std=s.std(0)/1e4, ps_mean=p.mean((0, 2))/1e4, ps_std=p.std((0, 2))/1e4)
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, path): self.h = h5py.File(path)
+    def __len__(self): return len(self.h['sentinel2_data'])
+    def __getitem__(self, i):
+        def view(a):
+            x = a.astype('float32').ravel()/1e4; k = np.random.permutation(len(x))[:round(.2*len(x))]; x[k] = np.random.rand(len(k)); return torch.from_numpy(x)
+        return view(self.h['sentinel2_data'][i]), view(self.h['planet_data'][i])
+
+def plain(z0, z1, t=.07):
+    z = F.normalize(torch.cat([z0, z1]), dim=1); s = z@z.T/t; s.fill_diagonal_(-torch.inf); n = len(z0)
+    return F.cross_entropy(s, torch.arange(2*n, device=s.device).roll(n))
+
+def their_loss():
+    try: from lightly.loss import NTXentLoss
+    except ImportError: return plain, 'cross_entropy'
+    return NTXentLoss(temperature=.07), 'lightly'
+
+def user_loop(path):
+    torch.manual_seed(0); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3); loss,name = their_loss()
+    it = iter(torch.utils.data.DataLoader(Rows(path), batch, shuffle=True, drop_last=True)); t = None
+    for k in range(steps+1):
+        a,b = next(it); l = loss(*nets(a.to(device), b.to(device))); opt.zero_grad(); l.backward(); opt.step(); l.item()
+        if k==0: t = time.time()                         # the first step warms up
+    return steps*batch/(time.time()-t), name
+
+def in_memory(path):
+    "Data on the device as ours, the loss of a user: what is won by the loss alone"
+    p = Pairs(path, device); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True); g = seeded(device, 0)
+    return rate(lambda: plain(*nets(*two_views(p, torch.randperm(len(p), generator=g, device=device)[:batch], 'bimodal', .2, g))), opt)
+
+def ours(path, amp=False):
+    p = Pairs(path, device); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True); g = seeded(device, 0)
+    def f():
+        a,b = two_views(p, torch.randint(len(p), (batch,), generator=g, device=device), 'bimodal', .2, g)
+        with torch.autocast(device, torch.bfloat16, enabled=amp): z = nets(a, b)
+        return losses['nt_xent'](*z)
+    return rate(f, opt)
+
+def rate(f, opt):
+    def one(): l = f(); opt.zero_grad(); l.backward(); opt.step()
+    for _ in range(3): one()
+    sync(); t = time.time()
+    for _ in range(3*steps): one()
+    sync(); return 3*steps*batch/(time.time()-t)
+
+if __name__=='__main__':
+    with tempfile.TemporaryDirectory() as d:
+        make_pairs(f := Path(d)/'pairs.h5'); base,name = user_loop(f)
+        print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {device}, batch {batch}')
+        print(f'loop of a user ({name}): {base:,.0f} pairs/s', flush=True)
+        for what,r in (('data on the device, plain loss', in_memory(f)), ('ours, fp32', ours(f)), ('ours, networks in bf16', ours(f, True))): print(f'{what}: {r:,.0f} pairs/s, {r/base:.1f} x; a step {batch/r*1000:.0f} ms', flush=True)
