@@ -57,12 +57,12 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): g = g.clone(); dist.all_reduce(g); return g
 
-# %% ../nbs/02_distributed.ipynb #3f035157
+# %% ../nbs/02_distributed.ipynb #5e4ba88c
 class GlobalBatchNorm(nn.BatchNorm1d):
     "BatchNorm over the rows of all processes, on any device (torch's SyncBatchNorm needs a GPU)"
     def forward(self, x):
         if not self.training or world()==1: return super().forward(x)
-        n = len(x)*world(); m = _Sum.apply(x.sum(0))/n; v = _Sum.apply((x-m).square().sum(0))/n
+        x = x.float() if x.dtype==torch.bfloat16 else x; n = len(x)*world(); m = _Sum.apply(x.sum(0))/n; v = _Sum.apply((x-m).square().sum(0))/n
         with torch.no_grad():
             k = self.num_batches_tracked.add_(1); f = 1/float(k) if self.momentum is None else self.momentum
             self.running_mean.lerp_(m, f); self.running_var.lerp_(v*n/(n-1), f)

@@ -105,12 +105,12 @@ def seeded(
     "A generator that depends on its key alone, so that a resumed epoch draws what it would have drawn"
     return torch.Generator(device).manual_seed(derive(*key))
 
-# %% ../nbs/03_pretrain.ipynb #22ac5df6
+# %% ../nbs/03_pretrain.ipynb #19b808f7
 def one_epoch(
     nets:Nets, # In training mode
     opt, # Optimiser
     p:Pairs, # The set
-    r:dict, # Recipe: mode, corruption, loss, temperature, batch, seed
+    r:dict, # Recipe: mode, corruption, loss, temperature, precision (fp32 | bf16: the networks alone; the loss stays fp32), batch, seed
     epoch:int, # From 0
 )->float: # Mean loss
     "One pass over the pairs in random order; the last, incomplete batch is left out"
@@ -121,7 +121,8 @@ def one_epoch(
     total = 0.
     for k in progress(range(n), f"{r['mode']} epoch {epoch+1}, step", 20):
         a,b = two_views(p, order[k*batch:(k+1)*batch], r['mode'], r['corruption'], g)
-        loss = losses[r['loss']](*map(gather, nets(mine(a), mine(b))), r['temperature'])
+        with torch.autocast(a.device.type, torch.bfloat16, enabled=r['precision']=='bf16'): z = nets(mine(a), mine(b))
+        loss = losses[r['loss']](*(gather(v.float() if v.dtype==torch.bfloat16 else v) for v in z), r['temperature'])
         opt.zero_grad(); loss.backward(); add_gradients(nets); opt.step()
         total = total+loss.detach()
     if not torch.isfinite(total): raise FloatingPointError(f'The loss became {total.item()} in epoch {epoch+1}: try a smaller pretrain_lr')
@@ -264,10 +265,10 @@ def load_encoder(
     except RuntimeError as e: raise ValueError(f"{path}: its weights are not those of a ResMLP of width {size[0]} and {size[1]} blocks, as its metadata say ({str(e).splitlines()[1].strip()})") from None
     return Encoder(net.to(device), mean, std, what)
 
-# %% ../nbs/03_pretrain.ipynb #41ed94dd
+# %% ../nbs/03_pretrain.ipynb #e4d2f5d5
 def make_encoder(
     folder:Path, # Where `encoder.safetensors` goes
-    recipe:dict, # mode, corruption, loss, temperature, pairing, dim, blocks, dropout, optimizer, lr, weight_decay, epochs, batch, seed, device, threads
+    recipe:dict, # mode, corruption, loss, temperature, pairing, dim, blocks, dropout, precision, optimizer, lr, weight_decay, epochs, batch, seed, device, threads
     pairs:Path, # Folder with `pairs.h5`, or such a file
 )->dict: # Mean loss and probes of each epoch
     "Pre-train; with no epochs, the untrained control; with mode `none`, the identity"
@@ -292,7 +293,7 @@ def method(
 # %% ../nbs/03_pretrain.ipynb #f1e0d252
 _code = code_of(*(f'cropnb.{m}' for m in 'losses encoders probes distributed pretrain'.split()))
 
-# %% ../nbs/03_pretrain.ipynb #0cdb8853
+# %% ../nbs/03_pretrain.ipynb #0b746029
 def encoder(
     pairs, # `Run` or path of the pairs
     r:dict, # A recipe, from `cropnb.core.recipe`
@@ -306,12 +307,13 @@ def encoder(
     if mode not in ('unimodal', 'bimodal', 'none'): raise ValueError(f'mode={mode!r} is not one of unimodal, bimodal, none')
     if not 0<=corruption<=1: raise ValueError(f'corruption={corruption} is not in 0..1')
     if r['loss'] not in losses: raise ValueError(f"loss={r['loss']!r} is not one of {', '.join(losses)}")
+    if r['precision'] not in ('fp32', 'bf16'): raise ValueError(f"precision={r['precision']!r} is not one of fp32, bf16")
     if r['optimizer'] not in optimizers: raise ValueError(f"optimizer={r['optimizer']!r} is not one of {', '.join(optimizers)}")
     if epochs<-1: raise ValueError(f'epochs={epochs} is neither a number of epochs nor -1')
     epochs = 0 if mode=='none' else r['pretrain_epochs'] if epochs==-1 else epochs
     if not epochs: corruption, mode = 0., mode if mode=='none' else 'unimodal'          # the control knows neither
     rec = dict(mode=mode, corruption=float(corruption), epochs=epochs, batch=r['pretrain_batch'], lr=r['pretrain_lr'], seed=derive(seed, 'encoder'), device=device)
-    return Run('pretrain', rec|pick(r, 'loss temperature pairing dim blocks dropout optimizer weight_decay threads'), make_encoder, _code, pairs=pairs)
+    return Run('pretrain', rec|pick(r, 'loss temperature pairing dim blocks dropout precision optimizer weight_decay threads'), make_encoder, _code, pairs=pairs)
 
 # %% ../nbs/03_pretrain.ipynb #0b72b95c
 variants = dict(supervised=dict(mode='none'), untrained=dict(epochs=0), **{f'{m} {c}': dict(mode=m, corruption=c) for m in ('unimodal', 'bimodal') for c in (.2, .6)})
