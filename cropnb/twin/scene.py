@@ -6,7 +6,7 @@
 __all__ = ['scenes', 'block', 'settings', 'limits', 'write_tile', 'toa', 'write_breizhcrops', 'parse_scene', 'make_scene',
            'scene']
 
-# %% ../../nbs/twin/05_scene.ipynb #9716e16e
+# %% ../../nbs/twin/05_scene.ipynb #4b51e9a6
 import contextlib, os, pickle, sys, types
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
@@ -18,7 +18,7 @@ from ..core import Folder, Run, code_of, derive, digest, progress
 from .landscape import Day, Land, centres, clouds_at, defaults, ground_at, halo, window_ps, window_s2
 from .optics import reflectance, shipped
 from .phenology import draw_fields, regions, states
-from .sensors import air, cloud_probability, moisture, s2_days, see_ps, see_s2, see_s2_image, sun_zenith, to_int
+from .sensors import air, cloud_probability, cloud_state, moisture, s2_days, see_ps, see_s2, see_s2_image, sun_zenith, to_int
 
 # %% ../../nbs/twin/05_scene.ipynb #793e0484
 scenes = dict(tiny  = dict(extent=600,   field=70,  dates=12,  parcels=12),
@@ -160,13 +160,12 @@ def toa(
     r = _path+r*(1-2*_path)*torch.where(torch.arange(12)==9, .26+.5*c, 1.)
     return torch.cat([r[...,:10], .002+.02*c, r[...,10:]], -1)
 
-# %% ../../nbs/twin/05_scene.ipynb #a356cb98
+# %% ../../nbs/twin/05_scene.ipynb #9bfc7af0
 def _parcel_clouds(n, rng, clouds):
     "Each parcel under its own sky"
-    u,cover = rng.random(n), clouds*rng.beta(.35, .2, n); thick = .72*cover
-    k = np.where(u<thick, 2, np.where(u<cover, 1, np.where(rng.random(n)<.6*thick, 3, 0)))
-    tau = .1+rng.uniform(.2, 2.4, n)*np.clip((cover-u)/np.maximum(cover-thick, 1e-6), 0, 1)
-    return {k: torch.tensor(v, dtype=torch.float32) for k,v in dict(kind=k, tau=tau, bright=np.exp(rng.normal(-.08, .4, n))).items()}
+    u,cover = (torch.from_numpy(x) for x in (rng.random(n), clouds*rng.beta(.35, .2, n)))
+    kind,tau = cloud_state(u, torch.from_numpy(rng.random(n))<.6*.72*cover, cover, torch.from_numpy(rng.uniform(.2, 2.4, n)))
+    return dict(kind=kind.float(), tau=tau.float(), bright=torch.from_numpy(np.exp(rng.normal(-.08, .4, n))).float())
 
 # %% ../../nbs/twin/05_scene.ipynb #fab1830c
 def _parcel_series(
