@@ -9,8 +9,7 @@ import sys, tempfile, time
 from pathlib import Path
 import h5py, numpy as np, torch, torch.nn.functional as F
 from cropnb.core import recipe
-from cropnb.pretrain import Nets, Pairs, encoder, normalise, one_epoch, two_views, seeded
-from cropnb.losses import corrupt, losses
+from cropnb.pretrain import Nets, Pairs, Step, one_epoch, two_views, seeded
 
 device = sys.argv[1] if len(sys.argv)>1 else 'cpu'; steps = int(sys.argv[2]) if len(sys.argv)>2 else 6; batch = 2048
 sync = torch.cuda.synchronize if device=='cuda' else lambda: None
@@ -51,13 +50,26 @@ def in_memory(path):
     p = Pairs(path, device); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True); g = seeded(device, 0)
     return rate(lambda: plain(*nets(*two_views(p, torch.randperm(len(p), generator=g, device=device)[:batch], 'bimodal', .2, g))), opt)
 
-def ours(path, amp=False):
-    p = Pairs(path, device); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True); g = seeded(device, 0)
-    def f():
-        a,b = two_views(p, torch.randint(len(p), (batch,), generator=g, device=device), 'bimodal', .2, g)
-        with torch.autocast(device, torch.bfloat16, enabled=amp): z = nets(a, b)
-        return losses['nt_xent'](*z)
-    return rate(f, opt)
+def ours(path, precision='fp32', plain=False):
+    s = step_of(Pairs(path, device), precision, plain)
+    rows = torch.randperm(len(s.p), device=device)[:batch]; return rate_of(lambda: s(rows))
+
+def step_of(p, precision, plain=False):
+    torch.manual_seed(0); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True, capturable=device=='cuda')
+    s = Step(nets, opt, p, dict(mode='bimodal', corruption=.2, loss='nt_xent', temperature=.07, precision=precision, batch=batch, seed=0))
+    if plain: s.before = -1
+    return s
+
+def whole_epochs(path, precision, plain, epochs=3):
+    "Whole epochs over all pairs: pairs/s of the last, mean losses of each"
+    s = step_of(Pairs(path, device), precision, plain); losses = []
+    for e in range(epochs): sync(); t = time.time(); losses.append(one_epoch(s, e)); sync()
+    return len(s.p)/(time.time()-t), losses
+
+def matmul_peak(n=8192):
+    "FLOP/s of one large bf16 product"
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16); [a@a for _ in range(3)]; sync(); t = time.time(); [a@a for _ in range(20)]; sync()
+    return 20*2*n**3/(time.time()-t)
 
 def together(k=2):
     "k encoders as one: vmap over stacked parameters, batch statistics without running ones; against one after the other"
@@ -76,7 +88,10 @@ def together(k=2):
 
 def rate(f, opt):
     def one(): l = f(); opt.zero_grad(); l.backward(); opt.step()
-    for _ in range(3): one()
+    return rate_of(one)
+
+def rate_of(one):
+    for _ in range(5): one()
     sync(); t = time.time()
     for _ in range(3*steps): one()
     sync(); return 3*steps*batch/(time.time()-t)
@@ -86,5 +101,9 @@ if __name__=='__main__':
         make_pairs(f := Path(d)/'pairs.h5'); base,name = user_loop(f)
         print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {device}, batch {batch}')
         print(f'loop of a user ({name}): {base:,.0f} pairs/s', flush=True)
-        for what,r in (('data on the device, plain loss', in_memory(f)), ('ours, fp32', ours(f)), ('ours, networks in bf16', ours(f, True))): print(f'{what}: {r:,.0f} pairs/s, {r/base:.1f} x; a step {batch/r*1000:.0f} ms', flush=True)
+        for what,r in (('data on the device, plain loss', in_memory(f)), ('ours, fp32', ours(f)), ('ours, networks in bf16', ours(f, 'bf16'))): print(f'{what}: {r:,.0f} pairs/s, {r/base:.1f} x; a step {batch/r*1000:.2f} ms', flush=True)
         v,s = together(); print(f'two encoders at once by vmap: {v:,.0f} pairs/s, one after the other: {s:,.0f} (plain loss, no data)')
+        if device=='cuda':
+            make_pairs(f, 14_400_000); flops = 6*sum(q.numel() for q in Nets('bimodal').parameters())+3*2*2*2*batch*256   # of a pair: networks, and the loss's products
+            for precision,plain in (('fp32', True), ('fp32', False), ('bf16', False)):
+                r,l = whole_epochs(f, precision, plain); print(f"14.4 M pairs, {precision}, {'eager' if plain else 'graph'}: {r:,.0f} pairs/s, {r*flops/matmul_peak():.1%} of the measured bf16 matmul peak, 100 epochs {14.4e8/r/60:.1f} min; loss {l}", flush=True)

@@ -49,3 +49,12 @@ def test_corruption_is_scarf():
     assert (hit.float().mean(0)-7/12).abs().max()<.02 and len(hit.unique(dim=0))>700                  # 792 sets of 7 in 12
     for j in (0, 11): v = y[hit[:,j], j]/(j+1); assert abs(v.mean()-49.5)<1.5 and abs(v.std()-28.9)<1 and len(v.unique())==100
     both = hit[:,0] & hit[:,1]; r = np.corrcoef(y[both,0], y[both,1]/2)[0,1]; assert abs(r)<.05       # columns are drawn independently, not whole rows
+
+def lightly(name):
+    try: import lightly.loss as l
+    except (ImportError, RuntimeError, AttributeError) as e: pytest.skip(f'lightly does not import here ({type(e).__name__}: it needs torchvision)')
+    return getattr(l, name)
+
+@pytest.mark.parametrize('ours, theirs, args', [('nt_xent', 'NTXentLoss', dict(temperature=.07)), ('dcl', 'DCLLoss', dict(temperature=.07)), ('barlow_twins', 'BarlowTwinsLoss', dict(lambda_param=5e-3))])
+def test_against_lightly(ours, theirs, args):
+    a,b = views(64, 16, dtype=torch.float32); assert losses[ours](a, b, .07).item()==pytest.approx(lightly(theirs)(**args)(a, b).item(), rel=1e-5)
