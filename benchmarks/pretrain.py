@@ -57,7 +57,7 @@ def ours(path, precision='fp32', plain=False):
 def step_of(p, precision, plain=False):
     torch.manual_seed(0); nets = Nets('bimodal').to(device).train(); opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True, capturable=device=='cuda')
     s = Step(nets, opt, p, dict(mode='bimodal', corruption=.2, loss='nt_xent', temperature=.07, precision=precision, batch=batch, seed=0))
-    if plain: s.before = -1
+    if plain: s.run.first = None
     return s
 
 def whole_epochs(path, precision, plain, epochs=3):

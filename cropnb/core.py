@@ -78,8 +78,8 @@ profiles = dict(
     paper = dict(pairs_per_date=100_000, train_per_class=5000, val_per_class=1000, train_per_class3=9000, val_per_class3=1000, min_dates=143,
                  pretrain_epochs=100, pretrain_batch=2048, n_sets=10, epochs=20, batch=256, threads=1))
 
-# %% ../nbs/00_core.ipynb #e8a2d0c3
-_corrected = dict(loss='nt_xent', temperature=.07, pairing='aligned', dim=256, blocks=4, dropout=0., precision='fp32', optimizer='adam', pretrain_lr=1e-3, weight_decay=1e-5, stratify=True, block=0, buffer=0, clouds='all', max_days=0, breizh_year=2018)
+# %% ../nbs/00_core.ipynb #40b60119
+_corrected = dict(loss='nt_xent', temperature=.07, pairing='aligned', position='index', dim=256, blocks=4, dropout=0., precision='fp32', optimizer='adam', pretrain_lr=1e-3, weight_decay=1e-5, stratify=True, block=0, buffer=0, clouds='all', max_days=0, breizh_year=2018)
 protocols = dict(corrected=_corrected, paper=_corrected|dict(loss='dcl_one_sided'))
 
 # %% ../nbs/00_core.ipynb #93a9fc53

@@ -7,13 +7,13 @@ __all__ = ['fractions', 'clear', 'published', 'open_tile', 'tile_of', 'apportion
            'part_of', 'split', 'window_centre', 'take_windows', 'match_days', 'field_raster', 'cloud_of', 'candidates',
            'one_date', 'save_npz', 'merge', 'moments', 'add_moments', 'alignment', 'verdict', 'write_card',
            'count_classes', 'make_pairs', 'megabytes', 'published_file', 'adopt_pairs', 'pairs', 'choose',
-           'write_series', 'pixel_series', 'check_classes', 'make_pixels', 'adopt_series', 'parcel_series',
-           'series_moments', 'make_parcels', 'series', 'own_task']
+           'write_series', 'pixel_series', 'check_classes', 'prevalence', 'make_pixels', 'adopt_series',
+           'parcel_series', 'series_moments', 'make_parcels', 'series', 'own_task']
 
-# %% ../nbs/00_data.ipynb #4b8f10b3
+# %% ../nbs/00_data.ipynb #03b08c59
 import json, os
 from pathlib import Path
-import geopandas as gpd, h5py, numpy as np
+import h5py, numpy as np
 from .core import Folder, Run, code_of, data_name, derive, digest, pick, progress, write_json
 from .sources import breizhcrops
 from .sources.denethor import Tile, ps_bands, rasterise, s2_bands
@@ -460,11 +460,11 @@ def choose(
     want = n if isinstance(n, dict) else {c: n for c in np.unique(cls)}
     return np.sort(np.concatenate([np.zeros(0, int), *(rng.permutation(np.flatnonzero(cls==c))[:k] for c,k in want.items() if k>0)]))
 
-# %% ../nbs/00_data.ipynb #93c8c2f7
+# %% ../nbs/00_data.ipynb #e2fdca4f
 def write_series(
     path:Path, # The HDF5 file
     s:dict, # time_series (N,T,12), mask (N,T), date (N,T), label (N,) 1.., field_id (N,); cloud (N,T), row, col where they are known
-    **attrs, # level, classes, source, and mean and std (12,) where the set has a normalisation of its own
+    **attrs, # level, classes, source; prevalence (of each class) where it is known; mean and std (12,) where the set has a normalisation of its own
 )->dict: # Samples and fields of each class
     "One part of a task, under the names of the authors' files"
     n = len(s['label']); none = np.full(n, -1)
@@ -524,7 +524,15 @@ def check_classes(
         if gone := [n for i,n in enumerate(classes, 1) if i not in c]: raise ValueError(f"{where}: no sample of {', '.join(gone)} in the part {p}: add fields, leave the class out, or split within crops")
         if few := {classes[i-1]: v['n'] for i,v in c.items() if v['n']<want[p]}: print(f'{p}: fewer than the {want[p]} samples wanted of {few}; all there are were taken')
 
-# %% ../nbs/00_data.ipynb #850ab563
+# %% ../nbs/00_data.ipynb #bfe43e10
+def prevalence(
+    tile, # From `open_tile`
+)->list: # Share of each class among the pixels of all its parcels
+    crop = tile.fields().set_index('field_id').crop; ids,n = np.unique(field_raster(tile), return_counts=True)
+    c = np.bincount(crop.loc[ids[ids>=0]].to_numpy(), n[ids>=0], len(tile.classes)+1)[1:]
+    return (c/c.sum()).tolist()
+
+# %% ../nbs/00_data.ipynb #50e61cc8
 def make_pixels(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # source, part, train, val, clouds, buffer, seed
@@ -532,10 +540,10 @@ def make_pixels(
     split:Path, # Holds `split.json`
 )->dict: # Samples and fields of each class, for each part
     "Task 1 or 2"
-    t = open_tile(data, recipe['part']); out = {}; (folder/'tmp').mkdir(exist_ok=True)
+    t = open_tile(data, recipe['part']); out = {}; share = prevalence(t); (folder/'tmp').mkdir(exist_ok=True)
     for p in ('train', 'val'):
         s = pixel_series(t, part_of(split, p), recipe[p], derive(recipe['seed'], p), folder/'tmp'/p, recipe['clouds'], recipe['buffer'])
-        out[p] = write_series(folder/f'{p}.h5', s, level=t.level, classes=list(t.classes), source=recipe['source'])
+        out[p] = write_series(folder/f'{p}.h5', s, level=t.level, classes=list(t.classes), prevalence=share, source=recipe['source'])
         write_card(folder/f'{p}.h5', recipe, level=t.level, licence=t.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in t.s2.dates], clouds_known=t.s2.clouds(0) is not None, counts=out[p])
     check_classes(out, t.classes, recipe, t.labels)
     return out
@@ -578,7 +586,7 @@ def series_moments(
     "The normalisation of a set that has its own"
     return dict(zip(('mean', 'std'), moments(np.asarray(s['time_series'])[np.asarray(s['mask']).astype(bool)])))
 
-# %% ../nbs/00_data.ipynb #eae141ad
+# %% ../nbs/00_data.ipynb #2d1492a4
 def make_parcels(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # source, train, val, min_dates, breizh_year, clouds, seed
@@ -590,7 +598,7 @@ def make_parcels(
     val = df.iloc[choose(df.label.to_numpy(), recipe['val'], rng)]; rest = df.drop(val.index)
     train = rest.iloc[choose(rest.label.to_numpy(), recipe['train'], rng)]
     s = {p: parcel_series(root, d, recipe['breizh_year'], recipe['clouds']) for p,d in (('train', train), ('val', val))}
-    own = series_moments(s['train'])
+    own = series_moments(s['train'])|dict(prevalence=(np.bincount(df.label, minlength=len(breizhcrops.classes)+1)[1:]/len(df)).tolist())
     out = {p: write_series(folder/f'{p}.h5', v, level='L1C', classes=list(breizhcrops.classes), source=recipe['source'], **own) for p,v in s.items()}
     for p in out: write_card(folder/f'{p}.h5', recipe, level='L1C', clouds_known=True, licence='BreizhCrops (Russwurm et al. 2020); Copernicus Sentinel data; RPG (c) IGN/ASP', counts=out[p])
     check_classes(out, breizhcrops.classes, recipe, root)

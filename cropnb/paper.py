@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Cell', 'plan', 'seconds', 'summary', 'command', 'execute', 'run_stages']
 
-# %% ../nbs/06_paper.ipynb #936576cf
+# %% ../nbs/06_paper.ipynb #ef904afb
 import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +13,7 @@ from .core import Run, data_name, records, repo_root, runs_dir
 from .data import megabytes, pairs, series
 from .downstream import grid
 from .pretrain import encoders, variants
+from .probing import probe_grid
 
 # %% ../nbs/06_paper.ipynb #5356bd35
 class Cell:
@@ -26,7 +27,7 @@ class Cell:
     @property
     def todo(self)->list: return [r for r in self.runs if not r.done]
 
-# %% ../nbs/06_paper.ipynb #28754b10
+# %% ../nbs/06_paper.ipynb #00aeba58
 def plan(
     data, # From `resolve`
     r:dict, # A recipe
@@ -42,20 +43,21 @@ def plan(
     main = {k: v for k,v in common.items() if k in ('profile', 'seed', 'data')}
     return [[Cell('data', '00_data', main|dict(tasks=tasks), [*([data] if isinstance(data, Run) else []), prs, *sets.values()])],
             [Cell(k, '03_pretrain', common|v, [encs[k]]) for k,v in names.items()],
-            [Cell(f'task {t} {f}', '04_downstream', common|dict(task=t, family=f), list(grid(s, encs, t, f, r, seed, device).values())) for t,s in sets.items() for f in families]]
+            [Cell(f'task {t} {f}', '04_downstream', common|dict(task=t, family=f), list(grid(s, encs, t, f, r, seed, device).values())) for t,s in sets.items() for f in families]+
+            [Cell(f'task {t} probes', '04_probing', common|dict(task=t), list(probe_grid(s, encs, t, r, seed, device).values())) for t,s in sets.items()]]
 
 # %% ../nbs/06_paper.ipynb #761c9dbe
 _guess = dict(smoke=dict(scene=2, pairs=2, series=1, pretrain=1, downstream=.3), demo=dict(scene=20, pairs=1, series=1, pretrain=13, downstream=3.5),
               paper=dict(scene=5*3600, pairs=3600, series=600, pretrain=6*3600, downstream=20*60))
 
-# %% ../nbs/06_paper.ipynb #f1051a52
+# %% ../nbs/06_paper.ipynb #6312aaee
 def seconds(
     run:Run, # A run
     profile:str, # smoke | demo | paper
     past:dict, # Stage -> records
 )->float: # Of work, on one core or GPU
     "What like runs took: same stage, same recipe but for seeds, else a first guess"
-    like = lambda a: {k: v for k,v in a.items() if 'seed' not in k and k not in ('config', 'data', 'hyper', 'task')}
+    like = lambda a: {k: v for k,v in a.items() if 'seed' not in k and k not in ('config', 'data', 'hyper', 'task', 'fields')}
     t = [p['log']['seconds'] for p in past.get(run.stage, []) if like(p['recipe'])==like(run.recipe)]
     return sum(t)/len(t) if t else _guess[profile][run.stage]
 

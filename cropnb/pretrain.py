@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'bands', 'variants', 'as_int16', 'partners', 'Pairs', 'normalise', 'two_views', 'Nets', 'seeded', 'Step',
-           'aside', 'record', 'one_epoch', 'probe_rows', 'probe', 'fit', 'set_norms', 'save_encoder', 'Encoder',
-           'embed', 'load_encoder', 'make_encoder', 'method', 'encoder', 'encoders', 'main']
+           'one_epoch', 'probe_rows', 'probe', 'fit', 'set_norms', 'save_encoder', 'Encoder', 'embed', 'load_encoder',
+           'make_encoder', 'method', 'encoder', 'encoders', 'main']
 
-# %% ../nbs/03_pretrain.ipynb #597b6a42
+# %% ../nbs/03_pretrain.ipynb #18b32462
 import argparse, json, os
 from pathlib import Path
 import h5py, numpy as np, torch
 from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 from .core import Run, code_of, derive, pick, progress, recipe as recipe_of, run_id, write_json
-from .distributed import add_gradients, gather, globalise, joined, mine, rank, world
+from .distributed import add_gradients, gather, globalise, joined, mine, rank
 from .encoders import Projector, ResMLP, n_params
+from .graph import Recorded
 from .losses import corrupt, losses
 from .probes import check_collapse, measure
 
@@ -105,9 +106,9 @@ def seeded(
     "A generator that depends on its key alone, so that a resumed epoch draws what it would have drawn"
     return torch.Generator(device).manual_seed(derive(*key))
 
-# %% ../nbs/03_pretrain.ipynb #75ee1d87
+# %% ../nbs/03_pretrain.ipynb #d228b5ab
 class Step:
-    "One step of training; on a GPU recorded once and then replayed as one CUDA graph (written for one, not yet measured)"
+    "One step of training; on a GPU recorded and replayed (`graph.Recorded`)"
     def __init__(self,
         nets:Nets, # In training mode
         opt, # Optimiser
@@ -116,40 +117,14 @@ class Step:
     ):
         self.nets,self.opt,self.p,self.r = nets,opt,p,r; dev = p.s2.device
         self.rows,self.total = torch.zeros(r['batch'], dtype=torch.long, device=dev), torch.zeros((), dtype=torch.float64, device=dev)
-        self.g,self.graph,self.before = torch.Generator(dev), None, 3 if dev.type=='cuda' and world()==1 else -1
-
+        self.g = torch.Generator(dev); self.run = Recorded(self.plain, dev, self.g)
     def plain(self):
         r = self.r; a,b = two_views(self.p, self.rows, r['mode'], r['corruption'], self.g)
         with torch.autocast(a.device.type, torch.bfloat16, enabled=r['precision']=='bf16'): z = self.nets(mine(a), mine(b))
         loss = losses[r['loss']](*(gather(v.float() if v.dtype==torch.bfloat16 else v) for v in z), r['temperature'])
         self.opt.zero_grad(); loss.backward(); add_gradients(self.nets); self.opt.step()
         self.total += loss.detach()
-
-    def __call__(self, rows):
-        self.rows.copy_(rows)
-        if self.before==0 and not self.graph: record(self)
-        if self.graph: return self.graph.replay()
-        if self.before<0: return self.plain()
-        self.before -= 1; aside(self.plain)
-
-# %% ../nbs/03_pretrain.ipynb #13b8c7e7
-def aside(
-    f, # Called without arguments
-):
-    "On a CUDA stream of its own, in order with the current one"
-    now, s = torch.cuda.current_stream(), torch.cuda.Stream()
-    s.wait_stream(now)
-    with torch.cuda.stream(s): f()
-    now.wait_stream(s)
-
-# %% ../nbs/03_pretrain.ipynb #f698cefe
-def record(
-    step:Step, # After its first plain steps
-):
-    "Record a step as one CUDA graph: draw, corrupt, normalise, forward, loss, backward, Adam"
-    step.opt.zero_grad(); graph = torch.cuda.CUDAGraph(); graph.register_generator_state(step.g)
-    with torch.cuda.graph(graph): step.plain()
-    step.graph = graph
+    def __call__(self, rows): self.rows.copy_(rows); self.run()
 
 # %% ../nbs/03_pretrain.ipynb #91f0f7aa
 def one_epoch(
@@ -328,8 +303,8 @@ def method(
     "What a variant is called in the score table"
     return 'supervised' if r['mode']=='none' else r['mode'] if r['epochs'] else 'untrained'
 
-# %% ../nbs/03_pretrain.ipynb #f1e0d252
-_code = code_of(*(f'cropnb.{m}' for m in 'losses encoders probes distributed pretrain'.split()))
+# %% ../nbs/03_pretrain.ipynb #07766078
+_code = code_of(*(f'cropnb.{m}' for m in 'losses encoders probes distributed graph pretrain'.split()))
 
 # %% ../nbs/03_pretrain.ipynb #0b746029
 def encoder(

@@ -1,6 +1,6 @@
 "What is claimed of a GPU. Skipped where there is none; not yet run on one."
 import pytest, torch
-from cropnb import pretrain
+from cropnb import graph
 from cropnb.losses import corrupt, losses
 from cropnb.pretrain import Nets, Step, one_epoch
 
@@ -17,24 +17,25 @@ class Set:
 def trained(device, epochs=2, plain=False, **change):
     torch.manual_seed(0); nets = Nets('bimodal', 32, 2).to(device).train()
     opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True, capturable=device=='cuda'); step = Step(nets, opt, Set(device), how|change)
-    if plain: step.before = -1
+    if plain: step.run.first = None
     return [one_epoch(step, e) for e in range(epochs)], {k: v.cpu() for k,v in nets.state_dict().items()}, step
 
 def test_the_recorder_takes_each_batch_once(monkeypatch):
     "The order of plain, recorded and replayed steps, on a CPU with a recorder that replays the plain step"
     want, w, _ = trained('cpu'); seen = []
-    class Played: replay = lambda self: (seen.append('replayed'), self.step.plain())
-    def fake(step): seen.append('recorded'); step.graph = Played(); step.graph.step = step
-    monkeypatch.setattr(pretrain, 'record', fake); monkeypatch.setattr(pretrain, 'aside', lambda f: (seen.append('plain'), f()))
-    old = Step.__init__
-    monkeypatch.setattr(Step, '__init__', lambda self, *a: (old(self, *a), setattr(self, 'before', 3))[0])
+    class Played:
+        def __init__(self, f): self.f = f
+        def replay(self): seen.append('replayed'); self.f()
+    monkeypatch.setattr(graph, 'record', lambda f, generators: (seen.append('recorded'), Played(f))[1]); monkeypatch.setattr(graph, 'aside', lambda f: (seen.append('plain'), f()))
+    old = graph.Recorded.__init__
+    monkeypatch.setattr(graph.Recorded, '__init__', lambda self, *a, **k: (old(self, *a, **k), setattr(self, 'first', 3))[0])
     got, v, _ = trained('cpu'); assert seen==['plain']*3+['recorded']+['replayed']*15 and got==want and all(torch.equal(v[k], w[k]) for k in w)
 
 @gpu
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 def test_a_recorded_epoch_is_the_plain_one(precision):
     a,v,s = trained('cuda', precision=precision); b,w,_ = trained('cuda', plain=True, precision=precision)
-    assert s.graph is not None and a==pytest.approx(b, rel=1e-4)
+    assert s.run.graph is not None and a==pytest.approx(b, rel=1e-4)
     for k in v: torch.testing.assert_close(v[k], w[k], rtol=1e-2, atol=1e-3)
 
 @gpu
