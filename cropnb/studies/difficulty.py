@@ -18,27 +18,28 @@ from ..twin.sample import Crowd, sample_series
 # %% ../../nbs/studies/00_difficulty.ipynb #99e407e2
 dials = {'as it is': {}, 'no clouds': dict(clouds=0.), 'half the spread': dict(spread=.5), 'spread x 1.5': dict(spread=1.5), 'texture x 2': dict(texture=2.)}
 
-# %% ../../nbs/studies/00_difficulty.ipynb #ca8931b0
+# %% ../../nbs/studies/00_difficulty.ipynb #6a2c1cb9
 def make_task(
     folder, # Where train.h5 and val.h5 go
-    r:dict, # seed, fields, pixels, and the dial's changes of `Crowd`
+    r:dict, # seed, fields, pixels, clear, and the dial's changes of `Crowd`
 )->dict: # Counts
     c = Crowd(9*r['fields'], r['seed'], crops=np.repeat(np.arange(1, 10), r['fields']), dates=r['dates'], **r['dial']); s = sample_series(c, r['pixels'])
     days = np.array([(d.date()-pd.Timestamp('1970-01-01').date()).days for d in c.days], 'int32'); n = len(s['x'])
-    return own_task(folder, dict(time_series=s['x'], mask=np.ones(s['x'].shape[:2], bool), date=np.tile(days, (n, 1)), label=s['crop'], field_id=s['field'], classes=list(crops)), 'SIMULATED twin:crowd', r['seed'], .4)
+    return own_task(folder, dict(time_series=s['x'], mask=s['clear'] | ~s['clear'].any(1, keepdims=True) if r['clear'] else np.ones(s['x'].shape[:2], bool), date=np.tile(days, (n, 1)), label=s['crop'], field_id=s['field'], classes=list(crops)), 'SIMULATED twin:crowd', r['seed'], .4)
 
 # %% ../../nbs/studies/00_difficulty.ipynb #582a83c9
 _code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape sample'.split()), 'cropnb.studies.difficulty')])
 
-# %% ../../nbs/studies/00_difficulty.ipynb #efb19822
+# %% ../../nbs/studies/00_difficulty.ipynb #6456168f
 def task(
     seed:int, # Of the scene
     dial:str='as it is', # Of `dials`
     fields:int=100, # A class
     pixels:int=5, # A field
     dates:int=144, # Acquisitions
+    clear:bool=False, # Mask what is cloudy or in a cloud's shadow, by the simulator's own truth
 )->Run: # Series of a task
-    return Run('difficulty', dict(seed=seed, dial=dials[dial], fields=fields, pixels=pixels, dates=dates), make_task, _code)
+    return Run('difficulty', dict(seed=seed, dial=dials[dial], fields=fields, pixels=pixels, dates=dates, clear=clear), make_task, _code)
 
 # %% ../../nbs/studies/00_difficulty.ipynb #aa7784b2
 def train_on(
