@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['profiles', 'protocols', 'repo_root', 'runs_dir', 'check_params', 'in_test', 'recipe', 'pick', 'derive', 'digest',
-           'code_of', 'fingerprint', 'commit', 'host', 'write_json', 'full_name', 'Run', 'run_id', 'result', 'records',
-           'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
+           'code_of', 'fingerprint', 'commit', 'host', 'write_text', 'write_json', 'full_name', 'Run', 'run_id',
+           'result', 'records', 'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #802444b6
 import ast, contextlib, errno, functools, hashlib, importlib, importlib.util, json, numbers, os, platform, shutil, subprocess, sys, time, tomllib
@@ -171,22 +171,33 @@ def _peak_mb()->float|None: # Peak memory of this process, or `None` on Windows
     except ImportError: return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform=='darwin' else 2**10))
 
-# %% ../nbs/00_core.ipynb #c590b342
+# %% ../nbs/00_core.ipynb #1ee4be16
+def _peak_gpu_mb()->float|None: # Peak memory of tensors on a GPU, or `None` where none was used
+    t = sys.modules.get('torch')
+    return round(t.cuda.max_memory_allocated()/2**20) if t and t.cuda.is_initialized() else None
+
+# %% ../nbs/00_core.ipynb #8875e9b4
 def host()->dict: # Machine, versions, commit, peak memory in MB, time
     "What belongs in a log and never in a result"
     vs = {m: getattr(sys.modules[m], '__version__', '') for m in ('numpy', 'torch', 'h5py', 'rasterio') if m in sys.modules}
     return dict(commit=commit(), host=platform.node(), machine=platform.machine(), cores=os.cpu_count(), python=platform.python_version(),
-                versions=vs, peak_mb=_peak_mb(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+                versions=vs, peak_mb=_peak_mb(), peak_gpu_mb=_peak_gpu_mb(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/00_core.ipynb #1139db6f
+# %% ../nbs/00_core.ipynb #9cb60328
+def write_text(
+    path:Path, # Where to
+    text:str, # What
+):
+    "Written aside, then renamed"
+    tmp = Path(f'{path}.tmp{os.getpid()}'); tmp.write_text(text, encoding='utf-8'); os.replace(tmp, path)
+
+# %% ../nbs/00_core.ipynb #a91597b4
 def write_json(
     path:Path, # Where to
     o, # What
 ):
-    "Written aside, then renamed: a reader sees all of it or none"
-    tmp = Path(f'{path}.tmp{os.getpid()}')
-    tmp.write_text(json.dumps(o, indent=1, sort_keys=True)+'\n', encoding='utf-8')
-    os.replace(tmp, path)
+    "A reader sees all of it or none"
+    write_text(path, json.dumps(o, indent=1, sort_keys=True)+'\n')
 
 # %% ../nbs/00_core.ipynb #6dd4cbc1
 @contextlib.contextmanager

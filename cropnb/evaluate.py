@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['methods', 'style', 'scores', 'side_by_side', 'win_matrix', 'relative_gain', 'stamp', 'complete', 'figure',
-           'save_figure', 'published', 'table1', 'table1_text', 'controls', 'write_all']
+           'save_figure', 'published', 'table1', 'table1_rows', 'table1_text', 'table1_latex', 'controls', 'write_all']
 
-# %% ../nbs/05_evaluate.ipynb #ba19b51c
+# %% ../nbs/05_evaluate.ipynb #89914753
 import json, os
 from pathlib import Path
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .core import Run
+import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, tabulate
+from .core import Run, write_text
 
 # %% ../nbs/05_evaluate.ipynb #b883a32e
 def _row(
@@ -184,17 +184,33 @@ def table1(
     t = t.join(published('table1').set_index(['task', 'family']).add_prefix('paper_')).sort_index(key=_order)
     return t.assign(**{f'{k}_minus_paper': t[k]-t[f'paper_{k}'] for k in ('supervised_mean', 'uni_gain_mean', 'bi_gain_mean') if k in t})
 
-# %% ../nbs/05_evaluate.ipynb #4c5cc471
+# %% ../nbs/05_evaluate.ipynb #2b15fd99
+def table1_rows(
+    t:pd.DataFrame, # From `table1`
+)->pd.DataFrame: # As it is printed: ours and the paper's, side by side
+    gain = lambda r, p: f'{r[p+"_gain_mean"]:.2f} ({r[p+"_gain_min"]:.2f}, {r[p+"_gain_max"]:.2f})' if p+'_gain_mean' in r and pd.notna(r[p+'_gain_mean']) else '-'
+    sup = lambda r, p: f'{r[p+"supervised_mean"]:.2f} ± {r[p+"supervised_sd"]:.2f}'
+    rows = [(k[0], _names.get(k[1], k[1]), *(f for p in ('', 'paper_') for f in (sup(r, p), gain(r, p+'uni'), gain(r, p+'bi')))) for k,r in t.iterrows()]
+    return pd.DataFrame(rows, columns=['task', 'base model', *(f'{w}: {c}' for w in ('ours', 'paper') for c in ('supervised, %', 'uni-modal gain, %', 'bi-modal gain, %'))])
+
+# %% ../nbs/05_evaluate.ipynb #e91a4a11
+_source = 'Paper: Patnala et al. 2024, Table 1, on DENETHOR and BreizhCrops. Ours is on the data named above; where that is not DENETHOR, it is no reproduction.'
+
+# %% ../nbs/05_evaluate.ipynb #388a0ed7
 def table1_text(
     t:pd.DataFrame, # From `table1`
     note:str, # From `stamp`
 )->str: # Markdown
-    "Ours and the paper's, side by side"
-    gain = lambda r, p: f'{r[p+"_gain_mean"]:.2f} ({r[p+"_gain_min"]:.2f}, {r[p+"_gain_max"]:.2f})' if p+'_gain_mean' in r and pd.notna(r[p+'_gain_mean']) else '-'
-    sup = lambda r, p: f'{r[p+"supervised_mean"]:.2f} ± {r[p+"supervised_sd"]:.2f}'
-    rows = [(k[0], _names.get(k[1], k[1]), *(f for p in ('', 'paper_') for f in (sup(r, p), gain(r, p+'uni'), gain(r, p+'bi')))) for k,r in t.iterrows()]
-    cols = ['task', 'base model', *(f'{w}: {c}' for w in ('ours', 'paper') for c in ('supervised, %', 'uni-modal gain, %', 'bi-modal gain, %'))]
-    return f"# Table 1\n\n{pd.DataFrame(rows, columns=cols).to_markdown(index=False)}\n\n"+note.replace('\n', ' ')+"\nPaper: Patnala et al. 2024, Table 1, on DENETHOR and BreizhCrops. Ours is on the data named above; where that is not DENETHOR, it is no reproduction.\n"
+    note = note.replace('\n', ' ')
+    return f'# Table 1\n\n{table1_rows(t).to_markdown(index=False)}\n\n{note}\n{_source}\n'
+
+# %% ../nbs/05_evaluate.ipynb #0589a103
+def table1_latex(
+    t:pd.DataFrame, # From `table1`
+    note:str, # From `stamp`
+)->str: # A table for the package booktabs
+    body, note = tabulate.tabulate(table1_rows(t), headers='keys', tablefmt='latex_booktabs', showindex=False, disable_numparse=True), note.replace('\n', ' ').replace('_', r'\_').replace('%', r'\%')
+    return '\n'.join((r'\begin{table}', r'\footnotesize', body.replace('±', r'$\pm$'), rf'\caption{{{note} {_source}}}', r'\end{table}', ''))
 
 # %% ../nbs/05_evaluate.ipynb #12a47a95
 def controls(
@@ -205,14 +221,7 @@ def controls(
     t = g.agg(accuracy=('accuracy', 'mean'), sd=('accuracy', 'std'), n=('accuracy', 'size'), **({'field_accuracy': ('field_accuracy', 'mean'), 'fields': ('n_fields_val', 'first')} if 'field_accuracy' in scores else {}))
     return t.reset_index().sort_values(['task', 'family', 'method', 'corruption'], key=_order, ignore_index=True)
 
-# %% ../nbs/05_evaluate.ipynb #cccf8e84
-def _write(
-    path:Path, # A text file
-    text:str, # Its content
-):
-    tmp = Path(f'{path}.tmp'); tmp.write_text(text, encoding='utf-8'); os.replace(tmp, path)
-
-# %% ../nbs/05_evaluate.ipynb #e050aaec
+# %% ../nbs/05_evaluate.ipynb #4a4368a5
 def write_all(
     scores:pd.DataFrame, # A score table
     folder:Path, # Where to
@@ -222,8 +231,8 @@ def write_all(
     for t in sorted(t for t,d in scores.groupby('task') if complete(d)):
         fig = figure(scores, t); save_figure(fig, folder/f'figure{t+5}'); plt.close(fig)
     t1, cs = table1(scores), controls(scores)
-    _write(folder/'table1.csv', t1.assign(made_from=note.replace('\n', ' ')).to_csv()); _write(folder/'table1.md', table1_text(t1, note))
-    _write(folder/'controls.csv', cs.assign(made_from=note.replace('\n', ' ')).to_csv(index=False))
-    _write(folder/'controls.md', '# Controls\n\n'+cs.to_markdown(index=False, floatfmt='.3f')+f'\n\n{note}\n')
-    _write(folder/'scores.csv', scores.to_csv(index=False))
-    return sorted(p.name for p in folder.iterdir() if p.suffix in ('.png', '.svg', '.csv', '.md'))
+    write_text(folder/'table1.csv', t1.assign(made_from=note.replace('\n', ' ')).to_csv()); write_text(folder/'table1.md', table1_text(t1, note)); write_text(folder/'table1.tex', table1_latex(t1, note))
+    write_text(folder/'controls.csv', cs.assign(made_from=note.replace('\n', ' ')).to_csv(index=False))
+    write_text(folder/'controls.md', '# Controls\n\n'+cs.to_markdown(index=False, floatfmt='.3f')+f'\n\n{note}\n')
+    write_text(folder/'scores.csv', scores.to_csv(index=False))
+    return sorted(p.name for p in folder.iterdir() if p.suffix in ('.png', '.svg', '.csv', '.md', '.tex'))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['probes', 'bins', 'label_fields', 'flatten', 'make_probe', 'probing', 'probe_grid', 'label_grid']
 
-# %% ../nbs/04_probing.ipynb #0f2df6ab
+# %% ../nbs/04_probing.ipynb #eca373e2
 from pathlib import Path
 import numpy as np, torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 from .core import Run, code_of, derive, pick
 from .downstream import record_of, training
 from .features import features, few_fields, load_part
@@ -26,18 +27,18 @@ def flatten(
     edges = np.linspace(0, x.shape[1], bins+1).round().astype(int); n = lambda a, b: mask[:,a:b].sum(1, keepdim=True).clamp(min=1)
     return np.concatenate([((x[:,a:b].float()*mask[:,a:b,None]).sum(1)/n(a, b)).numpy() for a,b in zip(edges, edges[1:])], 1)
 
-# %% ../nbs/04_probing.ipynb #cf44ea5a
+# %% ../nbs/04_probing.ipynb #03bba029
 probes = dict(
-    linear = lambda n, seed: LogisticRegression(max_iter=300),
+    linear = lambda n, seed: LogisticRegression(C=100/n, tol=1e-3, max_iter=200),
     ridge = lambda n, seed: RidgeClassifier(alpha=.01*n),
     knn = lambda n, seed: KNeighborsClassifier(5),
     forest = lambda n, seed: RandomForestClassifier(500, random_state=seed))
 bins = dict(linear=12, ridge=12, knn=12, forest=0)
 
-# %% ../nbs/04_probing.ipynb #e2560136
+# %% ../nbs/04_probing.ipynb #c8d38c8f
 def make_probe(
     folder:Path, # Where `predictions.npy` and `votes.npy` go
-    recipe:dict, # task, family, bins, run_seed, seed, fields, and names for the score table
+    recipe:dict, # task, family, bins, run_seed, seed, fields, threads, and names for the score table
     features:Path, # Folder of what it sees
     encoder:Path, # Folder of the encoder
     series:Path, # Folder of the task
@@ -45,14 +46,15 @@ def make_probe(
     "Fit a probe to one variant's features and score it on the validation part"
     tr,va = (load_part(features, series, k) for k in ('train', 'val')); y = tr['y'].numpy()
     rows = few_fields(y, tr['field'], recipe['fields'], derive(recipe['run_seed'], 'fields', recipe['task']))
-    m = probes[recipe['family']](len(rows), recipe['seed']).fit(flatten(tr['x'], tr['mask'], recipe['bins'])[rows], y[rows])
-    return record_of(folder, va, m.predict(flatten(va['x'], va['mask'], recipe['bins'])), load_encoder(encoder).what,
-                     n_train=len(rows), n_fields_train=len(np.unique(tr['field'][rows])))
+    with threadpool_limits(recipe['threads']): # a worker keeps to its own core, and its bytes do not depend on the others
+        m = probes[recipe['family']](len(rows), recipe['seed']).fit(flatten(tr['x'], tr['mask'], recipe['bins'])[rows], y[rows])
+        pred = m.predict(flatten(va['x'], va['mask'], recipe['bins']))
+    return record_of(folder, va, pred, load_encoder(encoder).what, n_train=len(rows), n_fields_train=len(np.unique(tr['field'][rows])))
 
 # %% ../nbs/04_probing.ipynb #31ef9551
 _code = code_of(*(f'cropnb.{m}' for m in 'metrics features downstream probing'.split()))
 
-# %% ../nbs/04_probing.ipynb #9475bc5e
+# %% ../nbs/04_probing.ipynb #763c99e8
 def probing(
     series, # `Run` or folder of a task's series
     encoder, # `Run` or folder of an encoder
@@ -66,7 +68,7 @@ def probing(
     "One probe as a run; raises `ValueError`"
     if family not in probes: raise ValueError(f"family={family!r} is not one of {', '.join(probes)}")
     rec = dict(task=task, family=family, config=0, bins=bins[family], fields=fields, run_seed=seed, seed=derive(seed, 'probe', task, family), device=device)
-    return Run('downstream', rec|pick(r, 'profile protocol'), make_probe, _code, encoder=encoder, series=series, features=features(series, encoder, device, threads=r['threads']))
+    return Run('downstream', rec|pick(r, 'profile protocol threads'), make_probe, _code, encoder=encoder, series=series, features=features(series, encoder, device, threads=r['threads']))
 
 # %% ../nbs/04_probing.ipynb #b42d90e4
 def probe_grid(
