@@ -18,7 +18,7 @@ def main(device='cpu', n_jobs=2, profile='demo', dates=144):
     from cropnb.pretrain import encoder, load_encoder
     from cropnb.studies.difficulty import task
     from cropnb.workers import work
-    r = recipe(profile); smoke = recipe('smoke'); enc = encoder(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0, epochs=0); enc.get()
+    threads = torch.get_num_threads(); r = recipe(profile); smoke = recipe('smoke'); enc = encoder(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0, epochs=0); enc.get()
     t = task(1001, fields=27, pixels=5, dates=dates); t.get(); n_sets = min(r['n_sets'], 2)
     cells = [training(t, enc, 1, f, i, r, 0, device) for f in families for i in range(n_sets)]
 
@@ -41,7 +41,7 @@ def main(device='cpu', n_jobs=2, profile='demo', dates=144):
 
     print(f"{len(cells)} trainings, {len(Rows('train'))} + {len(Rows('val'))} seasons of {dates} dates, {r['epochs']} epochs of batch {r['batch']}, {device}, torch {torch.__version__}", flush=True)
     start = time.time(); work(cells, n_jobs); ours = time.time()-start; print(f'ours, {n_jobs} at a time: {ours:.1f} s', flush=True)
-    start = time.time(); accs = [user(f, h) for f in families for h in sets(profile, f, n_sets)]; theirs = time.time()-start
+    torch.set_num_threads(threads); start = time.time(); accs = [user(f, h) for f in families for h in sets(profile, f, n_sets)]; theirs = time.time()-start
     print(f'loop of a user, {torch.get_num_threads()} threads: {theirs:.1f} s: {theirs/ours:.1f} x')
 
 if __name__=='__main__':

@@ -7,13 +7,13 @@ __all__ = ['checks', 'claims', 'in_table1', 'wins', 'always_wins', 'own_wins', '
            'corruption_helps', 'loss_wins', 'parameters', 'pairs', 'hours', 'parallel', 'judge', 'ledger', 'summary',
            'ledger_text']
 
-# %% ../nbs/05_claims.ipynb #21824f89
+# %% ../nbs/05_claims.ipynb #2ae00a88
 import functools, tempfile, tomllib
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import recipe, records
 from .encoders import ResMLP, n_params
-from .evaluate import published, relative_gain, side_by_side, win_matrix
+from .evaluate import all_fields, published, relative_gain, side_by_side, win_matrix
 
 # %% ../nbs/05_claims.ipynb #9021d65a
 def claims()->list: # One dict a claim: id, text, place, check, and arguments of the check
@@ -42,12 +42,12 @@ def _like_the_paper(
 )->bool: # The paper's data at its scale?
     return 'scene' in df and not df.scene.str.startswith('SIMULATED').any() and (df.profile=='paper').all()
 
-# %% ../nbs/05_claims.ipynb #1281b962
+# %% ../nbs/05_claims.ipynb #8dcf2331
 def _part(
     df:pd.DataFrame, # Score table
     **where, # Column -> value
 )->pd.DataFrame: # The rows of the paper's three families that have these values
-    df = df[df.family.isin(('lstm', 'inception', 'transformer'))]
+    df = all_fields(df); df = df[df.family.isin(('lstm', 'inception', 'transformer'))]
     for k,v in where.items(): df = df[df[k]==v]
     return df
 

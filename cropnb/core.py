@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['profiles', 'protocols', 'repo_root', 'runs_dir', 'check_params', 'in_test', 'recipe', 'pick', 'derive', 'digest',
-           'code_of', 'fingerprint', 'commit', 'host', 'write_text', 'write_json', 'full_name', 'Run', 'run_id',
-           'result', 'records', 'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
+           'code_of', 'fingerprint', 'commit', 'host', 'write_text', 'write_json', 'locked', 'full_name', 'Run',
+           'run_id', 'result', 'idle', 'records', 'progress', 'Folder', 'resolve', 'data_name', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #802444b6
 import ast, contextlib, errno, functools, hashlib, importlib, importlib.util, json, numbers, os, platform, shutil, subprocess, sys, time, tomllib
@@ -165,8 +165,8 @@ def commit()->str: # Short hash, '+' where the code has uncommitted changes, 'no
     try: return (git('rev-parse', '--short', 'HEAD') or 'nogit') + ('+' if git('status', '--porcelain', '--', 'cropnb', 'settings.ini') else '')
     except FileNotFoundError: return 'nogit'
 
-# %% ../nbs/00_core.ipynb #5e757860
-def _peak_mb()->float|None: # Peak memory of this process, or `None` on Windows
+# %% ../nbs/00_core.ipynb #5ee09e8e
+def _peak_mb()->float|None: # Peak memory of this process so far, or `None` on Windows
     try: import resource
     except ImportError: return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform=='darwin' else 2**10))
@@ -175,6 +175,12 @@ def _peak_mb()->float|None: # Peak memory of this process, or `None` on Windows
 def _peak_gpu_mb()->float|None: # Peak memory of tensors on a GPU, or `None` where none was used
     t = sys.modules.get('torch')
     return round(t.cuda.max_memory_allocated()/2**20) if t and t.cuda.is_initialized() else None
+
+# %% ../nbs/00_core.ipynb #84769f01
+def _reset_peak():
+    "A run's peak on a GPU is its own; of main memory the system keeps that of the process so far"
+    t = sys.modules.get('torch')
+    if t and t.cuda.is_initialized(): t.cuda.reset_peak_memory_stats()
 
 # %% ../nbs/00_core.ipynb #8875e9b4
 def host()->dict: # Machine, versions, commit, peak memory in MB, time
@@ -199,9 +205,9 @@ def write_json(
     "A reader sees all of it or none"
     write_text(path, json.dumps(o, indent=1, sort_keys=True)+'\n')
 
-# %% ../nbs/00_core.ipynb #6dd4cbc1
+# %% ../nbs/00_core.ipynb #845aac21
 @contextlib.contextmanager
-def _locked(
+def locked(
     path:Path, # A file that stands for the work
 ):
     "One process at a time; the lock goes with the process, however it ends"
@@ -256,7 +262,7 @@ def result(
     "What a run found, without its log"
     return json.loads(((o.path if isinstance(o, Run) else Path(o))/'result.json').read_text())['result']
 
-# %% ../nbs/00_core.ipynb #57ba354c
+# %% ../nbs/00_core.ipynb #c2621655
 def _finish(
     run:Run, # A run, locked
     part:Path, # Where it works
@@ -265,6 +271,7 @@ def _finish(
     inputs = {k: v.get() if hasattr(v, 'get') else Path(v) for k,v in run.inputs.items()}
     (part/'tmp').mkdir(parents=True, exist_ok=True); t = time.time()
     if not (part/'result.json').exists():
+        _reset_peak()
         try: res = run.make(part, run.recipe, **inputs)
         except OSError as e:
             if e.errno==errno.ENOSPC: raise OSError(e.errno, f'the disk is full; make room, or set CROPNB_RUNS to another one, and run it again: it goes on where it stopped ({e.strerror})', str(part)) from e
@@ -273,16 +280,27 @@ def _finish(
         write_json(part/'result.json', dict(run.what, id=run.id, result=res))
     shutil.rmtree(part/'tmp'); part.rename(run.path)
 
-# %% ../nbs/00_core.ipynb #a173ccb6
+# %% ../nbs/00_core.ipynb #83eb6e19
 def _get(
     self:Run, # A run
 )->Path: # Its folder
     "Make the run if it is missing, after its inputs; two processes never do the same one"
     if not self.done:
-        with _locked(runs_dir()/'.locks'/f'{self.stage}-{self.id}'):
+        with locked(runs_dir()/'.locks'/f'{self.stage}-{self.id}'):
             if not self.done: _finish(self, self.path.with_suffix('.part'))
     return self.path
 Run.get = _get
+
+# %% ../nbs/00_core.ipynb #9d93b19e
+def idle(
+    run:Run, # A run
+)->bool: # Is nobody making it?
+    p = runs_dir()/'.locks'/f'{run.stage}-{run.id}'; p.parent.mkdir(parents=True, exist_ok=True)
+    with open(p, 'w') as f, contextlib.suppress(ImportError):
+        import fcntl
+        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except BlockingIOError: return False
+    return True
 
 # %% ../nbs/00_core.ipynb #fea9371d
 def records(

@@ -371,16 +371,17 @@ def make_pairs(
     write_card(folder/'pairs.h5', recipe, level=tile.level, licence=tile.licence, split=json.loads((split/'split.json').read_text())['hash'], days=[str(d) for d in s2.dates], clouds_known=s2.clouds(0) is not None, pairs_of_class=count_classes(folder/'pairs.h5', tile), **res)
     return res
 
-# %% ../nbs/00_data.ipynb #6fd23928
+# %% ../nbs/00_data.ipynb #c85b3404
 def megabytes(
     data, # From `resolve`
     r:dict, # A recipe
     tasks:list, # Of 1, 2, 3
-)->float: # Disk for the twin's scene, pairs and series
-    "By arithmetic: a scene's arrays, 111 bytes a pair, 28 bytes a sample and date; 144 dates for real data"
+    dims:int=5*256+2*12, # Features of a date that are kept, over all variants
+)->float: # Disk for the twin's scene, pairs, series and their embeddings
+    "By arithmetic: a scene's arrays, 111 bytes a pair, 28 bytes a sample and date and 2 for each feature; 144 dates for real data"
     s = data.recipe if isinstance(data, Run) else dict(dates=144, extent=0)
     n = sum((6*(r['train_per_class3']+r['val_per_class3'])) if t==3 else 9*(r['train_per_class']+r['val_per_class']) for t in tasks)
-    return s['dates']*(2*25*(s['extent']/10)**2+8*(s['extent']/3)**2+111*r['pairs_per_date']+28*n)/1e6
+    return s['dates']*(2*25*(s['extent']/10)**2+8*(s['extent']/3)**2+111*r['pairs_per_date']+(28+2*dims)*n)/1e6
 
 # %% ../nbs/00_data.ipynb #d222efe3
 published = {'pairs': 'pretraining_point2.h5', 1: ('train_sentinel_ts.hdf5', 'val_sentinel_ts.hdf5'), 2: ('validation_train_sentinel_ts.hdf5', 'validation_val_sentinel_ts.hdf5')}

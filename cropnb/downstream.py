@@ -6,16 +6,16 @@
 __all__ = ['spaces', 'month_ends', 'draw_sets', 'sets', 'EndToEnd', 'build', 'inputs', 'predict', 'Step', 'fit', 'by_season',
            'name_of', 'record_of', 'make_training', 'training', 'grid']
 
-# %% ../nbs/04_downstream.ipynb #426a8592
+# %% ../nbs/04_downstream.ipynb #8a2c7084
 import json
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from .core import Run, code_of, derive, pick
 from .encoders import ResMLP, families, n_params
-from .features import features, few_fields, load_part
+from .features import count_fields, features, few_fields, load_part
 from .graph import Recorded
-from .metrics import confusion, field_accuracy, scores_of, votes, weighted_accuracy
+from .metrics import balanced_field_accuracy, confusion, field_accuracy, scores_of, votes, weighted_accuracy
 from .pretrain import load_encoder, seeded
 
 # %% ../nbs/04_downstream.ipynb #430964ff
@@ -51,7 +51,7 @@ def sets(
     if family not in families: raise ValueError(f"family={family!r} is not one of {', '.join(families)}")
     return json.loads((Path(__file__).parent/'sets.json').read_text())[profile][family][:n]
 
-# %% ../nbs/04_downstream.ipynb #cc68d678
+# %% ../nbs/04_downstream.ipynb #d2d7ceee
 class EndToEnd(nn.Module):
     "An encoder and a base model, trained together"
     def __init__(self,
@@ -60,22 +60,22 @@ class EndToEnd(nn.Module):
     ):
         super().__init__(); self.enc,self.base = enc,base
     def forward(self, x, mask=None, when=None):
-        if mask is None: mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        if mask is None: return self.base(self.enc(x.flatten(0, 1)).unflatten(0, x.shape[:2]), None, when)
         z = self.enc(x[mask]) # dates that were not observed must not reach the batch statistics
         return self.base(z.new_zeros(*mask.shape, z.shape[1]).masked_scatter(mask[...,None], z), mask, when)
 
-# %% ../nbs/04_downstream.ipynb #7a2e8a22
+# %% ../nbs/04_downstream.ipynb #db28ea80
 def build(
     recipe:dict, # family, hyper, seed, frozen
     dim:int, # Features of each date
     classes:int, # Scores
     encoder:Path, # Its weights start a network that is trained with it
 )->nn.Module: # On the CPU
-    "A base model with its seed's weights, the same for every variant of one size"
-    torch.manual_seed(recipe['seed'])
-    hyper = {k: v for k,v in recipe['hyper'].items() if k!='lr'}
-    if recipe['frozen']: return families[recipe['family']](dim, classes, **hyper)
-    enc = load_encoder(encoder); return EndToEnd(enc.net.train(), families[recipe['family']](enc.dim, classes, **hyper))
+    "A base model with its seed's weights, the same for every variant of one size; raises `ValueError` for an identity that is to be trained"
+    enc = None if recipe['frozen'] else load_encoder(encoder); hyper = {k: v for k,v in recipe['hyper'].items() if k!='lr'}
+    if enc and not isinstance(enc.net, ResMLP): raise ValueError(f'{enc} has nothing to train: frozen=False wants an encoder with weights, such as the untrained one')
+    torch.manual_seed(recipe['seed']); base = families[recipe['family']](enc.dim if enc else dim, classes, **hyper)
+    return EndToEnd(enc.net.train(), base) if enc else base
 
 # %% ../nbs/04_downstream.ipynb #aa355bb0
 def inputs(
@@ -99,7 +99,7 @@ def predict(
     m.eval(); p = p if seen is None else dict(p, mask=p['mask'] & seen, whole=False)
     return torch.cat([m(*inputs(p, b, position)).argmax(1) for b in torch.arange(len(p['y']), device=p['y'].device).split(step)])
 
-# %% ../nbs/04_downstream.ipynb #d38251bc
+# %% ../nbs/04_downstream.ipynb #38a2eaa0
 class Step:
     "One step of training on the rows it is given"
     def __init__(self,
@@ -110,7 +110,7 @@ class Step:
         self.m,self.p,self.position,dev = m, p, recipe['position'], p['y'].device; self.lr = recipe['hyper']['lr']
         self.opt = torch.optim.Adam(m.parameters(), torch.tensor(self.lr, device=dev) if dev.type=='cuda' else self.lr, fused=True, capturable=dev.type=='cuda')
         self.rows,self.total = torch.zeros(recipe['batch'], dtype=torch.long, device=dev), torch.zeros((), dtype=torch.float64, device=dev)
-        self.run = Recorded(lambda: self.on(self.rows), dev, plain=not recipe['frozen'])
+        self.run = Recorded(lambda: self.on(self.rows), dev, plain=not (recipe['frozen'] or p['whole']))
     def on(self, rows):
         loss = F.cross_entropy(self.m(*inputs(self.p, rows, self.position)), self.p['y'][rows])
         self.opt.zero_grad(); loss.backward(); self.opt.step(); self.total += loss.detach()*len(rows)
@@ -120,13 +120,14 @@ class Step:
         else: g['lr'] = self.lr*left
         if len(rows)<len(self.rows): return self.on(rows)
         self.rows.copy_(rows); self.run()
+    def close(self): self.run = None # the graph and the step hold each other: let go of the device's memory now
 
-# %% ../nbs/04_downstream.ipynb #5592a214
+# %% ../nbs/04_downstream.ipynb #a10f1710
 def fit(
     m:nn.Module, # Trained in place, on the parts' device
     parts:dict, # 'train' and 'val', from `load_part`
     recipe:dict, # hyper, epochs, batch, seed, position, frozen
-    rows:torch.Tensor, # Samples of 'train' to learn from
+    rows:torch.Tensor, # Samples of 'train' to learn from in an epoch
 )->tuple: # Validation accuracy and training loss of each epoch
     "All epochs; the learning rate falls linearly to zero. Raises `FloatingPointError`"
     step, va, n = Step(m, parts['train'], recipe), parts['val'], -(-len(rows)//recipe['batch']); acc, loss = [], []
@@ -135,6 +136,7 @@ def fit(
         for i,b in enumerate(order.split(recipe['batch'])): step(b, 1-(e*n+i)/(n*recipe['epochs']))
         loss.append(step.total.item()/len(rows)); acc.append((predict(m, va, recipe['position'])==va['y']).double().mean().item())
         if not np.isfinite(loss[-1]): raise FloatingPointError(f'The loss became {loss[-1]} in epoch {e+1}: try a smaller lr')
+    step.close()
     return acc, loss
 
 # %% ../nbs/04_downstream.ipynb #bc0aaf1f
@@ -158,7 +160,7 @@ def name_of(
 )->str: # method in the score table
     return what['method'] if frozen else 'end_to_end' if what['method'] in ('untrained', 'supervised') else f"{what['method']}_tuned"
 
-# %% ../nbs/04_downstream.ipynb #36b45fcf
+# %% ../nbs/04_downstream.ipynb #47c78474
 def record_of(
     folder:Path, # Where predictions.npy and votes.npy go
     p:dict, # The part 'val', from `load_part`
@@ -171,10 +173,10 @@ def record_of(
     y, k = p['y'].cpu().numpy(), len(p['classes']); c, v = confusion(y, pred, k), votes(p['field'], y, pred)
     np.save(folder/'predictions.npy', pred.astype('uint8')); np.save(folder/'votes.npy', v); r = what.get('recipe', {})
     return dict(method=name_of(what, frozen), corruption=what['corruption'], encoder_seed=r.get('seed'), pairing=r.get('pairing'),
-                source=p['source'], pretrained_on=what['source'], classes=p['classes'], confusion=c.tolist(), n_val=len(y), n_fields_val=len(np.unique(p['field'])),
-                field_accuracy=field_accuracy(v), weighted_accuracy=weighted_accuracy(c, p['prevalence']), **scores_of(c), **more)
+                source=p['source'], pretrained_on=what['source'], classes=p['classes'], confusion=c.tolist(), n_val=len(y), n_fields_val=count_fields(p['field']),
+                field_accuracy=field_accuracy(v), balanced_field_accuracy=balanced_field_accuracy(v), weighted_accuracy=weighted_accuracy(c, p['prevalence']), **scores_of(c), **more)
 
-# %% ../nbs/04_downstream.ipynb #42688c06
+# %% ../nbs/04_downstream.ipynb #12e79105
 def make_training(
     folder:Path, # Where `predictions.npy` and `votes.npy` go
     recipe:dict, # task, family, config, hyper, epochs, batch, position, seed, run_seed, fields, frozen, device, threads, and names for the score table
@@ -187,14 +189,14 @@ def make_training(
     parts = {k: load_part(features, series, k, dev) for k in ('train', 'val')}; tr,va = parts['train'], parts['val']
     rows = few_fields(tr['y'].cpu().numpy(), tr['field'], recipe['fields'], derive(recipe['run_seed'], 'fields', recipe['task']))
     m = build(recipe, tr['x'].shape[2], len(va['classes']), encoder).to(dev)
-    acc,loss = fit(m, parts, recipe, torch.from_numpy(rows).to(dev))
+    acc,loss = fit(m, parts, recipe, torch.from_numpy(np.resize(rows, len(tr['y']))).to(dev)) # as many steps with few labels as with all
     return record_of(folder, va, predict(m, va, recipe['position']).cpu().numpy(), load_encoder(encoder).what, recipe['frozen'], epoch_accuracy=acc, epoch_loss=loss,
-                     n_train=len(rows), n_fields_train=len(np.unique(tr['field'][rows])), parameters=n_params(m), **by_season(m, va, recipe['position']))
+                     n_train=len(rows), n_fields_train=count_fields(tr['field'][rows]), parameters=n_params(m), **by_season(m, va, recipe['position']))
 
 # %% ../nbs/04_downstream.ipynb #b7b5903b
 _code = code_of(*(f'cropnb.{m}' for m in 'encoders graph metrics features pretrain downstream'.split()))
 
-# %% ../nbs/04_downstream.ipynb #c7b7032b
+# %% ../nbs/04_downstream.ipynb #a2d1d2ff
 def training(
     series, # `Run` or folder of a task's series
     encoder, # `Run` or folder of an encoder
@@ -209,6 +211,7 @@ def training(
 )->Run: # Scores and predictions
     "One cell of the grid as a run; raises `ValueError`"
     if r['position'] not in ('index', 'day'): raise ValueError(f"position={r['position']!r} is not one of index, day")
+    if config>=len(sets(r['profile'], family, r['n_sets'])): raise ValueError(f"config={config}: profile {r['profile']} has {len(sets(r['profile'], family, r['n_sets']))} sets of {family}, from 0")
     if fields<0: raise ValueError(f'fields={fields} is neither a number of fields nor 0 for all')
     rec = dict(task=task, family=family, config=config, hyper=sets(r['profile'], family, r['n_sets'])[config], run_seed=seed,
                seed=derive(seed, 'base', task, family, config), frozen=frozen, fields=fields, device=device)

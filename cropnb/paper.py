@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Cell', 'plan', 'seconds', 'summary', 'command', 'execute', 'run_stages']
 
-# %% ../nbs/06_paper.ipynb #ef904afb
+# %% ../nbs/06_paper.ipynb #c17bd127
 import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +13,7 @@ from .core import Run, data_name, records, repo_root, runs_dir
 from .data import megabytes, pairs, series
 from .downstream import grid
 from .pretrain import encoders, variants
-from .probing import probe_grid
+from .probing import label_grid, probe_grid
 
 # %% ../nbs/06_paper.ipynb #5356bd35
 class Cell:
@@ -27,7 +27,7 @@ class Cell:
     @property
     def todo(self)->list: return [r for r in self.runs if not r.done]
 
-# %% ../nbs/06_paper.ipynb #00aeba58
+# %% ../nbs/06_paper.ipynb #32b5e108
 def plan(
     data, # From `resolve`
     r:dict, # A recipe
@@ -44,7 +44,7 @@ def plan(
     return [[Cell('data', '00_data', main|dict(tasks=tasks), [*([data] if isinstance(data, Run) else []), prs, *sets.values()])],
             [Cell(k, '03_pretrain', common|v, [encs[k]]) for k,v in names.items()],
             [Cell(f'task {t} {f}', '04_downstream', common|dict(task=t, family=f), list(grid(s, encs, t, f, r, seed, device).values())) for t,s in sets.items() for f in families]+
-            [Cell(f'task {t} probes', '04_probing', common|dict(task=t), list(probe_grid(s, encs, t, r, seed, device).values())) for t,s in sets.items()]]
+            [Cell(f'task {t} probes', '04_probing', common|dict(task=t), [*probe_grid(s, encs, t, r, seed, device).values(), *label_grid(s, encs, t, r, seed, device).values()]) for t,s in sets.items()]]
 
 # %% ../nbs/06_paper.ipynb #761c9dbe
 _guess = dict(smoke=dict(scene=2, pairs=2, series=1, pretrain=1, downstream=.3), demo=dict(scene=20, pairs=1, series=1, pretrain=13, downstream=3.5),

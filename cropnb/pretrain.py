@@ -106,7 +106,7 @@ def seeded(
     "A generator that depends on its key alone, so that a resumed epoch draws what it would have drawn"
     return torch.Generator(device).manual_seed(derive(*key))
 
-# %% ../nbs/03_pretrain.ipynb #d228b5ab
+# %% ../nbs/03_pretrain.ipynb #3937ca3f
 class Step:
     "One step of training; on a GPU recorded and replayed (`graph.Recorded`)"
     def __init__(self,
@@ -125,6 +125,7 @@ class Step:
         self.opt.zero_grad(); loss.backward(); add_gradients(self.nets); self.opt.step()
         self.total += loss.detach()
     def __call__(self, rows): self.rows.copy_(rows); self.run()
+    def close(self): self.run = None # the graph and the step hold each other: let go of the device's memory now
 
 # %% ../nbs/03_pretrain.ipynb #91f0f7aa
 def one_epoch(
@@ -175,7 +176,7 @@ def probe(
 # %% ../nbs/03_pretrain.ipynb #e833e659
 optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
 
-# %% ../nbs/03_pretrain.ipynb #4293545a
+# %% ../nbs/03_pretrain.ipynb #e3d5430d
 def fit(
     nets:Nets, # Trained in place
     p:Pairs, # The set
@@ -193,6 +194,7 @@ def fit(
         nets.train(); hist.append(one_epoch(step, e)); probes.append(m := probe(nets, p, r)); check_collapse(m, e+1)
         if rank()==0: _save(ckpt, nets=nets.state_dict(), opt=opt.state_dict(), hist=hist, probes=probes)
         if rank()==0: print(f"{r['mode']} corruption {r['corruption']}, epoch {e+1} of {r['epochs']}: loss {hist[-1]:.3f}, chance {np.log(2*r['batch']-1):.3f}; RankMe {m['rankme']:.0f}, retrieval@1 {m['retrieval']:.3f}, within a date {m['retrieval_in_date']:.3f} (chance {m['retrieval_in_date_chance']:.3f}), ridge {m['ridge']:.3f}", flush=True)
+    step.close()
     return hist, probes
 
 # %% ../nbs/03_pretrain.ipynb #94c13bf5

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probes', 'bins', 'label_fields', 'flatten', 'make_probe', 'probing', 'probe_grid', 'label_grid']
 
-# %% ../nbs/04_probing.ipynb #eca373e2
+# %% ../nbs/04_probing.ipynb #37514a67
 from pathlib import Path
 import numpy as np, torch
 from sklearn.ensemble import RandomForestClassifier
@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 from .core import Run, code_of, derive, pick
 from .downstream import record_of, training
-from .features import features, few_fields, load_part
+from .features import count_fields, features, few_fields, load_part
 from .pretrain import load_encoder
 
 # %% ../nbs/04_probing.ipynb #b5411889
@@ -35,7 +35,7 @@ probes = dict(
     forest = lambda n, seed: RandomForestClassifier(500, random_state=seed))
 bins = dict(linear=12, ridge=12, knn=12, forest=0)
 
-# %% ../nbs/04_probing.ipynb #c8d38c8f
+# %% ../nbs/04_probing.ipynb #0d2db217
 def make_probe(
     folder:Path, # Where `predictions.npy` and `votes.npy` go
     recipe:dict, # task, family, bins, run_seed, seed, fields, threads, and names for the score table
@@ -49,7 +49,7 @@ def make_probe(
     with threadpool_limits(recipe['threads']): # a worker keeps to its own core, and its bytes do not depend on the others
         m = probes[recipe['family']](len(rows), recipe['seed']).fit(flatten(tr['x'], tr['mask'], recipe['bins'])[rows], y[rows])
         pred = m.predict(flatten(va['x'], va['mask'], recipe['bins']))
-    return record_of(folder, va, pred, load_encoder(encoder).what, n_train=len(rows), n_fields_train=len(np.unique(tr['field'][rows])))
+    return record_of(folder, va, pred, load_encoder(encoder).what, n_train=len(rows), n_fields_train=count_fields(tr['field'][rows]))
 
 # %% ../nbs/04_probing.ipynb #31ef9551
 _code = code_of(*(f'cropnb.{m}' for m in 'metrics features downstream probing'.split()))
@@ -86,7 +86,7 @@ def probe_grid(
 # %% ../nbs/04_probing.ipynb #e65f3198
 label_fields = (1, 2, 5, 10, 0)
 
-# %% ../nbs/04_probing.ipynb #f6f084ea
+# %% ../nbs/04_probing.ipynb #2313adf9
 def label_grid(
     series, # `Run` or folder of a task's series
     encoders:dict, # Name -> `Run` or folder of an encoder
@@ -96,5 +96,6 @@ def label_grid(
     device:str='cpu', # cpu | cuda
     families:tuple=('ridge',), # Probes or base models (with their first hyper-parameter set)
 )->dict: # (name, family, fields) -> `Run`
-    one = lambda e, f, k: probing(series, e, task, f, r, seed, device, k) if f in probes else training(series, e, task, f, 0, r, seed, device, fields=k)
-    return {(n, f, k): one(e, f, k) for n,e in encoders.items() for f in families for k in label_fields}
+    "With all fields alone where the series do not name them, as the authors' files"
+    ks = (0,) if getattr(getattr(series, 'make', None), '__name__', '')=='adopt_series' else label_fields; one = lambda e, f, k: probing(series, e, task, f, r, seed, device, k) if f in probes else training(series, e, task, f, 0, r, seed, device, fields=k)
+    return {(n, f, k): one(e, f, k) for n,e in encoders.items() for f in families for k in ks}

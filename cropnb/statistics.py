@@ -6,18 +6,19 @@
 __all__ = ['unit_means', 'differences', 'signs_test', 'detectable', 'compare_one', 'compare', 'by_field', 'clustered_interval',
            'interval_of']
 
-# %% ../nbs/05_statistics.ipynb #45d9becd
+# %% ../nbs/05_statistics.ipynb #1dc4f141
 from pathlib import Path
 import baycomp, h5py, numpy as np, pandas as pd
 from scipy import stats
+from .evaluate import all_fields
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-# %% ../nbs/05_statistics.ipynb #95ad556c
+# %% ../nbs/05_statistics.ipynb #c11881f7
 def unit_means(
     scores:pd.DataFrame, # A score table (`cropnb.evaluate.scores`), of one or several scenes and seeds
 )->pd.DataFrame: # One row a task, family and unit (scene, seed); one column a method: mean accuracy, percent
-    by = [k for k in ('task', 'family', 'scene', 'seed') if k in scores]
+    scores = all_fields(scores); by = [k for k in ('task', 'family', 'scene', 'seed') if k in scores]
     return 100*scores.groupby([*by, 'method']).accuracy.mean().unstack('method')
 
 # %% ../nbs/05_statistics.ipynb #b7862d4e

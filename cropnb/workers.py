@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['make_one', 'queue', 'share', 'work']
 
-# %% ../nbs/04_workers.ipynb #cfd0b173
+# %% ../nbs/04_workers.ipynb #c3d01ec7
 import functools, multiprocessing, time, traceback
+from datetime import datetime
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from .core import Run, digest
+from .core import Run, digest, idle, locked, runs_dir
 
 # %% ../nbs/04_workers.ipynb #47d95b5f
 def make_one(
@@ -41,22 +42,43 @@ def _again(
             if i==n-1: raise
             time.sleep(.5*(i+1))
 
-# %% ../nbs/04_workers.ipynb #4eb93cec
+# %% ../nbs/04_workers.ipynb #32eebf4a
+def _which(
+    trial, # Optuna's frozen trial
+)->int|None: # Its run's place in the list; `None` for one that was never queued
+    return trial.system_attrs.get('fixed_params', trial.params).get('run')
+
+# %% ../nbs/04_workers.ipynb #bc5d6d6b
 def queue(
     runs:list, # The same list in the same order on every machine
     storage:str, # URL of the database
     beat:int=30, # Seconds between signs of life
 ): # `optuna.Study`, with a waiting trial for each run that is not done
-    "Join the queue of these runs, or make it"
+    "Join the queue of these runs, or make it; one worker at a time, so that nothing is queued twice"
     import optuna; from optuna.trial import TrialState as S
     name = digest([r.id for r in runs])
-    study = _again(lambda: optuna.create_study(storage=_storage(storage, beat), study_name=name, load_if_exists=True, sampler=optuna.samplers.RandomSampler(0)))
-    busy = {t.params.get('run', t.system_attrs.get('fixed_params', {}).get('run')) for t in study.get_trials(states=(S.WAITING, S.RUNNING))}
-    for i,r in enumerate(runs):
-        if i not in busy and not r.done: study.enqueue_trial({'run': i})
+    with locked(runs_dir()/'.locks'/f'queue-{name}'):
+        study = _again(lambda: optuna.create_study(storage=_storage(storage, beat), study_name=name, load_if_exists=True, sampler=optuna.samplers.RandomSampler(0)))
+        busy = {_which(t) for t in study.get_trials(deepcopy=False, states=(S.WAITING, S.RUNNING))}
+        for i,r in enumerate(runs):
+            if i not in busy and not r.done: study.enqueue_trial({'run': i})
     return study
 
-# %% ../nbs/04_workers.ipynb #ab98392d
+# %% ../nbs/04_workers.ipynb #d0902041
+def _free_forgotten(
+    study, # From `queue`
+    runs:list, # As there
+    patience:float, # Seconds
+):
+    from optuna.trial import TrialState as S
+    for t in study.get_trials(deepcopy=False, states=(S.RUNNING,)):
+        k = _which(t)
+        if (datetime.now()-t.datetime_start).total_seconds()<patience or (k is not None and not runs[k].done and not idle(runs[k])): continue
+        try: study.tell(t.number, state=S.FAIL)
+        except (ValueError, RuntimeError): continue                                          # another worker was faster
+        if k is not None and not runs[k].done: study.enqueue_trial({'run': k})
+
+# %% ../nbs/04_workers.ipynb #1a1399f2
 def share(
     runs:list, # As in `queue`
     storage:str, # As in `queue`
@@ -65,25 +87,28 @@ def share(
     "One worker of a shared grid: make what waits, until nothing waits and nobody is at work"
     import optuna, warnings; from optuna.trial import TrialState as S; warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
     study, made = queue(runs, storage, beat), []
-    def one(trial): made.extend(make_one(runs[trial.suggest_int('run', 0, len(runs)-1)])); return float(made[-1][1] is None)
+    def one(trial):
+        k = _which(study.get_trials(deepcopy=False)[trial.number])
+        if k is None: raise optuna.TrialPruned                                               # the last was taken by another, and Optuna made one up
+        trial.suggest_int('run', 0, len(runs)-1); made.extend(make_one(runs[k])); return float(made[-1][1] is None)
     while True:
-        optuna.storages.fail_stale_trials(study)                                             # a dead worker's run waits again
+        optuna.storages.fail_stale_trials(study); _free_forgotten(study, runs, 8*beat)       # a dead worker's run waits again
         if study.get_trials(deepcopy=False, states=(S.WAITING,)): study.optimize(one, n_trials=1)
         elif study.get_trials(deepcopy=False, states=(S.RUNNING,)): time.sleep(min(beat, 5))
         else: return made
 
-# %% ../nbs/04_workers.ipynb #8ff337ae
+# %% ../nbs/04_workers.ipynb #16c13a91
 def _ended(
     jobs:list, # Functions to be called in processes of their own
     n_jobs:int, # Processes at a time
 ): # Yields lists of what they returned, as they end; empty ones every second
-    with ProcessPoolExecutor(n_jobs, multiprocessing.get_context('spawn')) as ex:
-        left = {ex.submit(j) for j in jobs}
-        try:
-            while left: done,left = wait(left, 1, FIRST_COMPLETED); yield [o for d in done for o in d.result()]
-        except BrokenProcessPool: raise RuntimeError('A worker was killed, perhaps for want of memory: take fewer n_jobs and run it again, what is done stays done') from None
+    ex = ProcessPoolExecutor(n_jobs, multiprocessing.get_context('spawn')); left = {ex.submit(j) for j in jobs}
+    try:
+        while left: done,left = wait(left, 1, FIRST_COMPLETED); yield [o for d in done for o in d.result()]
+    except BrokenProcessPool: raise RuntimeError('A worker was killed, perhaps for want of memory: take fewer n_jobs and run it again, what is done stays done') from None
+    finally: ex.shutdown(wait=not left, cancel_futures=True)                                 # interrupted: begin nothing more
 
-# %% ../nbs/04_workers.ipynb #da2d5f18
+# %% ../nbs/04_workers.ipynb #0c1b54a8
 def work(
     runs:list, # To be made
     n_jobs:int=1, # Processes on this machine
@@ -94,6 +119,7 @@ def work(
     "Make all runs; raises `RuntimeError` that says what failed, after the others"
     todo = [r for r in runs if not r.done]; jobs = [functools.partial(share, runs, storage, beat)]*n_jobs if storage else [functools.partial(make_one, r) for r in todo]
     bad, new = [], dict.fromkeys(todo)
+    if not todo: return
     for out in (map(make_one, todo) if n_jobs==1 and not storage else _ended(jobs, n_jobs)):
         bad += [e for _,e in out if e]
         for r in [r for r in new if r.done]: del new[r]; (show or id)(r)

@@ -27,8 +27,8 @@ def make_task(
     days = np.array([(d.date()-pd.Timestamp('1970-01-01').date()).days for d in c.days], 'int32'); n = len(s['x'])
     return own_task(folder, dict(time_series=s['x'], mask=s['clear'] | ~s['clear'].any(1, keepdims=True) if r['clear'] else np.ones(s['x'].shape[:2], bool), date=np.tile(days, (n, 1)), label=s['crop'], field_id=s['field'], classes=list(crops)), 'SIMULATED twin:crowd', r['seed'], .4)
 
-# %% ../../nbs/studies/00_difficulty.ipynb #582a83c9
-_code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape sample'.split()), 'cropnb.studies.difficulty')])
+# %% ../../nbs/studies/00_difficulty.ipynb #e180c44d
+_code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape sample'.split()), 'cropnb.data', 'cropnb.studies.difficulty')])
 
 # %% ../../nbs/studies/00_difficulty.ipynb #6456168f
 def task(
