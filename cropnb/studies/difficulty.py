@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dials', 'make_task', 'task', 'train_on', 'accuracies']
 
-# %% ../../nbs/studies/00_difficulty.ipynb #b16b5a97
+# %% ../../nbs/studies/00_difficulty.ipynb #86557f70
 import numpy as np, pandas as pd
 from ..core import Run, code_of, digest, recipe, resolve, result
 from ..data import own_task, pairs
@@ -14,6 +14,7 @@ from ..pretrain import encoder
 from ..twin.landscape import crops
 from ..twin.optics import shipped
 from ..twin.sample import Crowd, sample_series
+from ..workers import work
 
 # %% ../../nbs/studies/00_difficulty.ipynb #99e407e2
 dials = {'as it is': {}, 'no clouds': dict(clouds=0.), 'half the spread': dict(spread=.5), 'spread x 1.5': dict(spread=1.5), 'texture x 2': dict(texture=2.)}
@@ -51,14 +52,15 @@ def train_on(
     r = recipe('demo', epochs=epochs); p = pairs(resolve('twin', 'smoke', 0), recipe('smoke'), 0)
     return training(t, encoder(p, r, 0, mode='none'), 1, family, config, r, 0)
 
-# %% ../../nbs/studies/00_difficulty.ipynb #a0d80a3b
+# %% ../../nbs/studies/00_difficulty.ipynb #9a2c941d
 def accuracies(
     cells:list, # (dial, family, scene's seed)
+    n_jobs:int=1, # Trainings at a time
     **size, # fields, pixels, dates, epochs
 )->pd.DataFrame: # A row a training
     "Runs what is missing"
-    rows, epochs = [], size.pop('epochs')
-    for d,f,s in cells:
-        x = result((t := train_on(task(s, d, **size), f, epochs)).get())
+    rows, epochs = [], size.pop('epochs'); work(runs := [train_on(task(s, d, **size), f, epochs) for d,f,s in cells], n_jobs)
+    for (d,f,s),t in zip(cells, runs):
+        x = result(t)
         rows.append(dict(dial=d, family=f, seed=s, accuracy=x['accuracy'], fields_accuracy=x.get('field_accuracy'), run=t.id))
     return pd.DataFrame(rows)
