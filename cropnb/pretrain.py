@@ -106,7 +106,7 @@ def seeded(
     "A generator that depends on its key alone, so that a resumed epoch draws what it would have drawn"
     return torch.Generator(device).manual_seed(derive(*key))
 
-# %% ../nbs/03_pretrain.ipynb #3937ca3f
+# %% ../nbs/03_pretrain.ipynb #5cff8297
 class Step:
     "One step of training; on a GPU recorded and replayed (`graph.Recorded`)"
     def __init__(self,
@@ -114,12 +114,13 @@ class Step:
         opt, # Optimiser
         p:Pairs, # The set
         r:dict, # Recipe: mode, corruption, loss, temperature, precision (fp32 | bf16: the networks alone; the loss stays fp32), batch, seed
+        views=two_views, # Called like it; a study's own
     ):
-        self.nets,self.opt,self.p,self.r = nets,opt,p,r; dev = p.s2.device
+        self.nets,self.opt,self.p,self.r,self.views = nets,opt,p,r,views; dev = p.s2.device
         self.rows,self.total = torch.zeros(r['batch'], dtype=torch.long, device=dev), torch.zeros((), dtype=torch.float64, device=dev)
         self.g = torch.Generator(dev); self.run = Recorded(self.plain, dev, self.g)
     def plain(self):
-        r = self.r; a,b = two_views(self.p, self.rows, r['mode'], r['corruption'], self.g)
+        r = self.r; a,b = self.views(self.p, self.rows, r['mode'], r['corruption'], self.g)
         with torch.autocast(a.device.type, torch.bfloat16, enabled=r['precision']=='bf16'): z = self.nets(mine(a), mine(b))
         loss = losses[r['loss']](*(gather(v.float() if v.dtype==torch.bfloat16 else v) for v in z), r['temperature'])
         self.opt.zero_grad(); loss.backward(); add_gradients(self.nets); self.opt.step()
@@ -176,12 +177,13 @@ def probe(
 # %% ../nbs/03_pretrain.ipynb #e833e659
 optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
 
-# %% ../nbs/03_pretrain.ipynb #e3d5430d
+# %% ../nbs/03_pretrain.ipynb #5204b306
 def fit(
     nets:Nets, # Trained in place
     p:Pairs, # The set
     r:dict, # Recipe: as `Step`, and optimizer, epochs, lr, weight_decay
     ckpt:Path, # Checkpoint, resumed from when it is there
+    views=two_views, # As in `Step`
 )->tuple: # Mean loss of each epoch; probes of each epoch
     "All epochs; raises `Collapse` or `FloatingPointError`"
     opt = optimizers[r['optimizer']](nets.parameters(), r['lr'], weight_decay=r['weight_decay'], fused=True, capturable=p.s2.is_cuda)
@@ -189,7 +191,7 @@ def fit(
     if ckpt.exists():
         s = torch.load(ckpt, weights_only=True, map_location=p.s2.device)
         nets.load_state_dict(s['nets']); opt.load_state_dict(s['opt']); hist,probes = s['hist'], s['probes']
-    step = Step(nets, opt, p, r)
+    step = Step(nets, opt, p, r, views)
     for e in range(len(hist), r['epochs']):
         nets.train(); hist.append(one_epoch(step, e)); probes.append(m := probe(nets, p, r)); check_collapse(m, e+1)
         if rank()==0: _save(ckpt, nets=nets.state_dict(), opt=opt.state_dict(), hist=hist, probes=probes)
@@ -280,18 +282,20 @@ def load_encoder(
     except RuntimeError as e: raise ValueError(f"{path}: its weights are not those of a ResMLP of width {size[0]} and {size[1]} blocks, as its metadata say ({str(e).splitlines()[1].strip()})") from None
     return Encoder(net.to(device), mean, std, what)
 
-# %% ../nbs/03_pretrain.ipynb #e4d2f5d5
+# %% ../nbs/03_pretrain.ipynb #ed802b7c
 def make_encoder(
     folder:Path, # Where `encoder.safetensors` goes
     recipe:dict, # mode, corruption, loss, temperature, pairing, dim, blocks, dropout, precision, optimizer, lr, weight_decay, epochs, batch, seed, device, threads
     pairs:Path, # Folder with `pairs.h5`, or such a file
+    load=Pairs, # Called like it; a study's own
+    views=two_views, # Called like it; a study's own
 )->dict: # Mean loss and probes of each epoch
     "Pre-train; with no epochs, the untrained control; with mode `none`, the identity"
     torch.set_num_threads(recipe['threads'])
-    p = Pairs(pairs/'pairs.h5' if Path(pairs).is_dir() else pairs, recipe['device'], recipe['pairing'], recipe['seed'])
+    p = load(pairs/'pairs.h5' if Path(pairs).is_dir() else pairs, recipe['device'], recipe['pairing'], recipe['seed'])
     torch.manual_seed(recipe['seed'])
     nets = globalise(Nets(recipe['mode'], *(recipe[k] for k in ('dim', 'blocks', 'dropout'))).to(recipe['device']))
-    hist,probes = fit(nets, p, recipe, folder/'tmp'/'checkpoint.pt')
+    hist,probes = fit(nets, p, recipe, folder/'tmp'/'checkpoint.pt', views)
     enc = nn.Identity() if recipe['mode']=='none' else nets.enc
     if not hist: set_norms(enc, p); probes = [] if recipe['mode']=='none' else [probe(nets, p, recipe, projected=False)]
     if rank(): return {}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['texture_factors', 'Crowd', 'draw_places', 'beyond', 'ground_s2', 'ground_ps', 'field_sky', 'clouds_over',
-           'crowd_lags', 'day_tables', 'see_day', 'pairs_of', 'sample_pairs', 'sample_series', 'write_published']
+           'crowd_lags', 'day_tables', 'see_planet', 'see_day', 'pairs_of', 'sample_pairs', 'sample_series',
+           'write_published']
 
 # %% ../../nbs/twin/06_sample.ipynb #2b77e143
 import functools, json, math
@@ -178,7 +179,18 @@ def day_tables(
     at = lambda d: field_table(crowd.fields, states, d, sun_zenith(d), crowd.damp[np.asarray(d, int)], crowd.device)
     return at(doy)[...,:12].contiguous(), at(np.maximum(doy-crowd_lags(crowd, doy), 1))[...,12:].contiguous() if planet else None
 
-# %% ../../nbs/twin/06_sample.ipynb #9c471466
+# %% ../../nbs/twin/06_sample.ipynb #e148dcf4
+def see_planet(
+    crowd:Crowd,
+    doy:int, # Day of the year
+    table:torch.Tensor, # (fields+1, 9, 5, 4) of that day, from `day_tables`
+    p:dict, # From `draw_places`
+    g:torch.Generator, # Of the noise
+    clouds:dict|None=None, # Of the day, where they are seen
+)->torch.Tensor: # (n, 4, 9) reflectance
+    return see_ps(ground_ps(table, p), float(crowd.sky_rng('gain', doy).normal(1, .03)), g, clouds).transpose(1, 2)
+
+# %% ../../nbs/twin/06_sample.ipynb #d5fc5206
 def see_day(
     crowd:Crowd,
     i:int, # Which acquisition
@@ -190,7 +202,7 @@ def see_day(
     out = dict(s2=see_s2(ground_s2(t, p), c, a, g), kind=c['kind'])
     if not planet: return out
     cp = {k: v[:,None] for k,v in c.items()} if crowd.r['ps']=='raw' else None
-    return out|dict(ps=see_ps(ground_ps(tp, p), float(crowd.sky_rng('gain', doy).normal(1, .03)), g, cp).transpose(1, 2))
+    return out|dict(ps=see_planet(crowd, doy, tp, p, g, cp))
 
 # %% ../../nbs/twin/06_sample.ipynb #97d4f088
 def pairs_of(
