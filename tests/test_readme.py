@@ -24,10 +24,11 @@ def test_main_job(make, tmp_path, fresh_runs, capfd):
     "All of the paper at `smoke`: figures, tables, score table; a second time, nothing is left to do and the bytes are the same"
     out = tmp_path/'figures'
     make.figures('-p', 'profile', 'smoke', '-p', 'figures', str(out))
-    want = {f'figure{i}.{e}' for i in (6, 7, 8) for e in ('png', 'svg')} | {f'{t}.{e}' for t in ('table1', 'controls') for e in ('csv', 'md')} | {'scores.csv'}
+    pictures = [f'figure{i}' for i in (1, 2, 5, 6, 7, 8)]+[f'{k}_task{t}' for k in ('season', 'labels') for t in (1, 2, 3)]+['embeddings_untrained', 'embeddings_bimodal']
+    want = {f'{p}.{e}' for p in pictures for e in ('png', 'svg')} | {f'{t}.{e}' for t in ('table1', 'controls', 'claims') for e in ('csv', 'md')} | {'scores.csv', 'per_class.csv', 'table1.tex'}
     assert {p.name for p in out.iterdir()}==want
     s = pd.read_csv(out/'scores.csv')
-    assert len(s)==3*3*7 and set(s.method)=={'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'} and set(s.scene)=={'SIMULATED twin:smoke'}
+    assert len(s)==3*3*7+3*(6*3+1) and set(s.family)=={'lstm', 'inception', 'transformer', 'ridge', 'linear', 'knn', 'forest'} and set(s.method)=={'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'} and set(s.scene)=={'SIMULATED twin:smoke'}
     assert s.accuracy.between(0, 1).all() and s.groupby('task').n_val.first().to_dict()=={1: 54, 2: 54, 3: 36}
     assert 'SIMULATED twin:smoke' in (out/'figure6.svg').read_text() and 'no evidence' in (out/'table1.md').read_text()
     said = capfd.readouterr().out; assert 'to do, about' in said and 'done in' in said
@@ -53,3 +54,9 @@ def test_help():
 def test_python(fresh_runs):
     for b in blocks('python'): exec(b, ns := {})
     assert tuple(ns['enc'].embed([[[3000.]*12]*144]).shape)==(1, 144, 256)
+
+def test_the_summary_of_the_claims():
+    "What the README counts is what the ledger says"
+    t = pd.read_csv(root/'figures'/'claims.csv'); n = t.groupby(['data', 'verdict']).size()
+    for data,line in re.findall(r'^\| (SIMULATED twin:demo|this code|the paper\'s own numbers) \| (.*) \|$', text, re.M): assert [int(v) for v in line.split(' | ')]==[n.get((data, v), 0) for v in ('holds', 'does not hold', 'not testable here')], data
+    assert text.count('| this code |')==1 and text.count('| SIMULATED twin:demo |')==1
