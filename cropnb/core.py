@@ -176,18 +176,23 @@ def _peak_gpu_mb()->float|None: # Peak memory of tensors on a GPU, or `None` whe
     t = sys.modules.get('torch')
     return round(t.cuda.max_memory_allocated()/2**20) if t and t.cuda.is_initialized() else None
 
+# %% ../nbs/00_core.ipynb #91319503
+def _gpu()->str|None: # Name of the GPU that was used, if one was
+    t = sys.modules.get('torch')
+    return t.cuda.get_device_name() if t and t.cuda.is_initialized() else None
+
 # %% ../nbs/00_core.ipynb #84769f01
 def _reset_peak():
     "A run's peak on a GPU is its own; of main memory the system keeps that of the process so far"
     t = sys.modules.get('torch')
     if t and t.cuda.is_initialized(): t.cuda.reset_peak_memory_stats()
 
-# %% ../nbs/00_core.ipynb #8875e9b4
+# %% ../nbs/00_core.ipynb #19eab6ed
 def host()->dict: # Machine, versions, commit, peak memory in MB, time
     "What belongs in a log and never in a result"
     vs = {m: getattr(sys.modules[m], '__version__', '') for m in ('numpy', 'torch', 'h5py', 'rasterio') if m in sys.modules}
     return dict(commit=commit(), host=platform.node(), machine=platform.machine(), cores=os.cpu_count(), python=platform.python_version(),
-                versions=vs, peak_mb=_peak_mb(), peak_gpu_mb=_peak_gpu_mb(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+                versions=vs, peak_mb=_peak_mb(), peak_gpu_mb=_peak_gpu_mb(), gpu=_gpu(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 # %% ../nbs/00_core.ipynb #9cb60328
 def write_text(

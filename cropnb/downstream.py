@@ -160,7 +160,7 @@ def name_of(
 )->str: # method in the score table
     return what['method'] if frozen else 'end_to_end' if what['method'] in ('untrained', 'supervised') else f"{what['method']}_tuned"
 
-# %% ../nbs/04_downstream.ipynb #47c78474
+# %% ../nbs/04_downstream.ipynb #dbc57cd7
 def record_of(
     folder:Path, # Where predictions.npy and votes.npy go
     p:dict, # The part 'val', from `load_part`
@@ -172,7 +172,7 @@ def record_of(
     "What every training and every probe leaves behind"
     y, k = p['y'].cpu().numpy(), len(p['classes']); c, v = confusion(y, pred, k), votes(p['field'], y, pred)
     np.save(folder/'predictions.npy', pred.astype('uint8')); np.save(folder/'votes.npy', v); r = what.get('recipe', {})
-    return dict(method=name_of(what, frozen), corruption=what['corruption'], encoder_seed=r.get('seed'), pairing=r.get('pairing'),
+    return dict(method=name_of(what, frozen), corruption=what['corruption'], encoder_seed=r.get('seed'), pairing=r.get('pairing'), loss=r.get('loss'),
                 source=p['source'], pretrained_on=what['source'], classes=p['classes'], confusion=c.tolist(), n_val=len(y), n_fields_val=count_fields(p['field']),
                 field_accuracy=field_accuracy(v), balanced_field_accuracy=balanced_field_accuracy(v), weighted_accuracy=weighted_accuracy(c, p['prevalence']), **scores_of(c), **more)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, tabulate
 from .core import Run, write_text
 
-# %% ../nbs/05_evaluate.ipynb #70859b3b
+# %% ../nbs/05_evaluate.ipynb #7cb16aeb
 def _row(
     run:Run, # A training that is done
 )->dict: # One line of the table
@@ -21,7 +21,7 @@ def _row(
     r,v = rec['recipe'], rec['result']
     return dict(task=r['task'], family=r['family'], method=v['method'], corruption=v['corruption'], config=r['config'], seed=r['run_seed'], accuracy=v['accuracy'],
                 macro_f1=v['macro_f1'], kappa=v['kappa'], weighted_accuracy=v['weighted_accuracy'], field_accuracy=v['field_accuracy'], balanced_field_accuracy=v['balanced_field_accuracy'], scene=v['source'], pretrained_on=v['pretrained_on'], profile=r['profile'],
-                protocol=r['protocol'], pairing=v['pairing'], encoder_seed=v['encoder_seed'], encoder=rec['inputs']['encoder'], n_train=v['n_train'], n_val=v['n_val'], fields=r['fields'],
+                protocol=r['protocol'], pairing=v['pairing'], loss=v['loss'], encoder_seed=v['encoder_seed'], encoder=rec['inputs']['encoder'], n_train=v['n_train'], n_val=v['n_val'], fields=r['fields'],
                 n_fields_val=v['n_fields_val'], majority=v['majority'], device=r['device'], commit=log['commit'], run=rec['id'])
 
 # %% ../nbs/05_evaluate.ipynb #26d50982

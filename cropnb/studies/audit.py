@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['kinds', 'contrasts', 'questions', 'size', 'identical_views', 'corrupt_batch', 'views_by_batch', 'reshaped',
            'load_reshaped', 'load_by_variance', 'pairs_on', 'since_1970', 'make_pairs', 'make_task', 'scored',
-           'table_of']
+           'table_of', 'answer', 'answers']
 
-# %% ../../nbs/studies/02_audit.ipynb #be322029
+# %% ../../nbs/studies/02_audit.ipynb #3d5530d9
 import functools
 import h5py, numpy as np, pandas as pd, torch
+from scipy import stats
 from ..core import Run, code_of, derive, digest, recipe, result
 from ..data import add_moments, own_task
 from ..losses import corrupt
@@ -95,35 +96,45 @@ def make_pairs(
         h['date'] = np.concatenate([np.full(len(d['s2']), t, 'uint16') for d,t in zip(ds, since_1970(c.days))])
     add_moments(folder/'pairs.h5', f"SIMULATED twin:crowd {r['kind']}"); return dict(pairs=len(cat('field')))
 
-# %% ../../nbs/studies/02_audit.ipynb #0fdb3345
+# %% ../../nbs/studies/02_audit.ipynb #4482ce69
 def make_task(
     folder, # Where train.h5 and val.h5 go
-    r:dict, # scene, fields, pixels, dates
+    r:dict, # scene, fields, pixels, dates, clear
 )->dict: # Counts
     c = Crowd(9*r['fields'], derive(r['scene'], 'task'), crops=np.repeat(np.arange(1, 10), r['fields']), dates=r['dates'], weather=r['scene']); s = sample_series(c, r['pixels']); n = len(s['x'])
-    return own_task(folder, dict(time_series=s['x'], mask=np.ones(s['x'].shape[:2], bool), date=np.tile(since_1970(c.days), (n, 1)), label=s['crop'], field_id=s['field'], classes=list(crops)), 'SIMULATED twin:crowd', r['scene'], .4)
+    mask = s['clear'] | ~s['clear'].any(1, keepdims=True) if r['clear'] else np.ones(s['x'].shape[:2], bool)
+    out = own_task(folder, dict(time_series=s['x'], mask=mask, date=np.tile(since_1970(c.days), (n, 1)), label=s['crop'], field_id=s['field'], classes=list(crops)), 'SIMULATED twin:crowd', r['scene'], .4)
+    for k in ('train', 'val'): # a task of the pre-training's own region is normalised as the encoder was, not by itself
+        with h5py.File(folder/f'{k}.h5', 'a') as h: del h.attrs['mean'], h.attrs['std']
+    return out
 
 # %% ../../nbs/studies/02_audit.ipynb #15a93061
 _code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape sample'.split()), 'cropnb.data', 'cropnb.studies.audit')])
 
-# %% ../../nbs/studies/02_audit.ipynb #0a327c53
+# %% ../../nbs/studies/02_audit.ipynb #50c4fe96
 contrasts = dict(
     raw=dict(mode='none'), untrained=dict(epochs=0),
     bimodal=dict(), unimodal=dict(mode='unimodal'),
     identical=dict(mode='unimodal', views=identical_views),
+    bimodal_60=dict(corruption=.6), unimodal_60=dict(mode='unimodal', corruption=.6), identical_60=dict(mode='unimodal', corruption=.6, views=identical_views), bimodal_again=dict(again=1),
     same_date=dict(pairing='same_date'), random=dict(pairing='random'), D3a=dict(load=load_reshaped), D3b=dict(kind='wrong_day'),
-    both_clouded=dict(kind='raw'), s2_masked=dict(kind='masked'),
+    both_clouded=dict(kind='raw'), untrained_masked=dict(kind='masked', epochs=0), unimodal_masked=dict(kind='masked', mode='unimodal', longer=3), bimodal_masked=dict(kind='masked', longer=3), # a third of the pairs is clear
     uncorrupted=dict(corruption=0.), D5=dict(views=views_by_batch), D5_unimodal=dict(mode='unimodal', views=views_by_batch), D10=dict(load=load_by_variance),
     letter=dict(loss='dcl_one_sided'), barlow=dict(loss='barlow_twins'))
 
-# %% ../../nbs/studies/02_audit.ipynb #c1fee6fc
-questions = [('identical', 'unimodal'), ('unimodal', 'bimodal'), ('identical', 'untrained'), ('same_date', 'bimodal'), ('random', 'bimodal'), ('D3a', 'bimodal'), ('D3b', 'bimodal'), ('untrained', 'bimodal'), ('raw', 'bimodal'),
-             ('both_clouded', 'bimodal'), ('s2_masked', 'bimodal'), ('uncorrupted', 'bimodal'), ('D5', 'bimodal'), ('D5_unimodal', 'unimodal'), ('D10', 'bimodal'), ('letter', 'bimodal'), ('barlow', 'bimodal')]
+# %% ../../nbs/studies/02_audit.ipynb #b0984189
+questions = {
+    '0 noise': [('bimodal_again', 'bimodal')],
+    '1 identical views': [('identical', 'untrained'), ('identical', 'unimodal'), ('unimodal', 'bimodal'), ('identical_60', 'untrained'), ('identical_60', 'unimodal_60'), ('unimodal_60', 'bimodal_60')],
+    '2 place or season': [('same_date', 'bimodal'), ('random', 'bimodal'), ('random', 'untrained'), ('D3a', 'bimodal'), ('D3a', 'same_date'), ('D3b', 'bimodal'), ('D3b', 'same_date'), ('D3b', 'random')],
+    '3 untrained': [('untrained', 'bimodal'), ('untrained', 'unimodal'), ('raw', 'untrained'), ('raw', 'bimodal')],
+    '4 the sky': [('bimodal', 'unimodal'), ('both_clouded', 'unimodal'), ('bimodal_masked', 'unimodal_masked'), ('bimodal_masked', 'untrained_masked')],
+    '5 details': [(k, 'bimodal') for k in ('uncorrupted', 'D5', 'D10', 'letter', 'barlow')]+[('D5_unimodal', 'unimodal')]}
 
 # %% ../../nbs/studies/02_audit.ipynb #86ef5d5d
 size = dict(fields=40, dates=144, per_date=700, task_fields=50, pixels=5, epochs=4, batch=512)
 
-# %% ../../nbs/studies/02_audit.ipynb #0203a92f
+# %% ../../nbs/studies/02_audit.ipynb #fecd9356
 def scored(
     name:str, # Of `contrasts`
     scene:int, # Its seed
@@ -131,18 +142,35 @@ def scored(
 )->Run: # A ridge probe of the encoder
     c = contrasts[name]; r = recipe('demo', pretrain_epochs=size['epochs'], pretrain_batch=size['batch'], **{k: v for k,v in c.items() if k in ('pairing', 'loss')})
     prs = Run('audit', dict(scene=scene, kind=c.get('kind', 'filled'), per_date=size['per_date'], fields=size['fields'], dates=size['dates']), make_pairs, _code)
-    e = encoder(prs, r, scene, c.get('mode', 'bimodal'), c.get('corruption', .2), c.get('epochs', -1))
+    e = encoder(prs, r|dict(pretrain_epochs=size['epochs']*c.get('longer', 1)), scene+1000*c.get('again', 0), c.get('mode', 'bimodal'), c.get('corruption', .2), c.get('epochs', -1))
     if own := {k: c[k] for k in ('load', 'views') if k in c}: e = Run(e.stage, e.recipe, functools.partial(make_encoder, **own), digest([e.what['code'], _code]), pairs=prs)
-    task = Run('audit', dict(scene=scene, fields=size['task_fields'], pixels=size['pixels'], dates=size['dates']), make_task, _code)
+    task = Run('audit', dict(scene=scene, fields=size['task_fields'], pixels=size['pixels'], dates=size['dates'], clear=c.get('kind')=='masked'), make_task, _code)
     return probing(task, e, 1, 'ridge', r, scene)
 
-# %% ../../nbs/studies/02_audit.ipynb #280103d0
+# %% ../../nbs/studies/02_audit.ipynb #a3522bce
 def table_of(
     cells:dict, # (name, scene) -> `Run` that is done
 )->pd.DataFrame: # A row an encoder
     rows = []
-    for (name,scene),c in cells.items():
+    for (name,scene),c in [(k, c) for k,c in cells.items() if c.done]:
         v, e = result(c), result(c.inputs['encoder']); p = e['probes'][-1] if e['probes'] else {}
         rows.append(dict(name=name, scene=scene, accuracy=v['accuracy'], balanced_field_accuracy=v['balanced_field_accuracy'], n_val=v['n_val'], n_fields_val=v['n_fields_val'], loss=e['loss'][-1] if e['loss'] else np.nan,
                          **{k: p.get(k, np.nan) for k in ('rankme', 'retrieval', 'retrieval_in_date', 'ridge')}, run=c.id))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/studies/02_audit.ipynb #f3ec38eb
+def answer(
+    d:np.ndarray, # (scenes,) differences, points
+    within:float=2., # Points that do not matter
+)->dict: # n, mean, low, high, and what the rule says
+    n, m = len(d), d.mean(); low,high = stats.t.interval(.95, n-1, m, stats.sem(d)) if n>1 else (np.nan, np.nan)
+    said = 'alike' if -within<low and high<within else 'better' if low>within else 'worse' if high<-within else 'undecided'
+    return dict(n=n, mean=m, low=low, high=high, says=said)
+
+# %% ../../nbs/studies/02_audit.ipynb #af373214
+def answers(
+    table:pd.DataFrame, # From `table_of`
+    score:str='accuracy', # Column
+)->pd.DataFrame: # A row a comparison: points that the first has over the second
+    w = 100*table.pivot(index='scene', columns='name', values=score); has = lambda a, b: a in w and b in w
+    return pd.DataFrame([dict(question=q, first=a, second=b, **answer((w[a]-w[b]).dropna().to_numpy())) for q,ps in questions.items() for a,b in ps if has(a, b)])
