@@ -1,6 +1,6 @@
 """Two commands, each of which sets up its own environment first (Python 3.11 or later, nothing else needed):
 
-    python3 make.py figures    Figures 6-8 and Table 1 on the built-in simulated scene, in figures/; about 6 minutes on 2 cores
+    python3 make.py figures    Figures 6-8 and Table 1 on the built-in simulated scene, in figures/; about 10 minutes on 2 cores
     python3 make.py test       the tests: nbdev_test and pytest
 
 Further arguments go to papermill (`python3 make.py figures -p profile smoke`) or to pytest (`python3 make.py test -k pairs`).
