@@ -70,16 +70,17 @@ def allocate(
         with open(path, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
     return x
 
-# %% ../nbs/03_features.ipynb #cedcad8c
+# %% ../nbs/03_features.ipynb #7ecf5581
 def make_features(
     folder:Path, # Where train.npy and val.npy go
     recipe:dict, # frozen, device, threads
     encoder:Path, # Folder of an encoder
     series:Path, # Folder with train.h5 and val.h5
     step:int=1000, # Samples at a time
+    load=load_encoder, # Called like it; a study's own
 )->dict: # What the encoder is, and shapes
     "Embeddings (N,T,F), fp16; with `frozen=False` the normalised bands, for an encoder that is trained along"
-    torch.set_num_threads(recipe['threads']); enc = load_encoder(encoder, recipe['device']); xs, masks = {}, {}
+    torch.set_num_threads(recipe['threads']); enc = load(encoder, recipe['device']); xs, masks = {}, {}
     if not recipe['frozen']: enc.net = nn.Identity()
     for k in ('train', 'val'):
         p = read_part(Path(series)/f'{k}.h5'); x,masks[k] = p['x'], p['mask']
