@@ -188,11 +188,12 @@ def judge(
     holds = None if holds is None else holds==claim.get('expect', True)
     return dict(id=claim['id'], claim=claim['text'], place=claim['place'], paper=claim.get('paper'), here=here, n=n, verdict={True: 'holds', False: 'does not hold', None: 'not testable here'}[holds])
 
-# %% ../nbs/05_claims.ipynb #a62dbb96
+# %% ../nbs/05_claims.ipynb #fead4e74
 def ledger(
     scores:pd.DataFrame, # A score table
+    on:str='', # What the data are called; '': their scenes
 )->pd.DataFrame: # One row a claim; the data it was judged on, and over how many units of scene and seed: with one, a verdict describes these runs and no more
-    t = pd.DataFrame([judge(c, scores) for c in claims()]); on = '/'.join(scores.scene.unique()) if 'scene' in scores else '?'
+    t = pd.DataFrame([judge(c, scores) for c in claims()]); on = on or ('/'.join(scores.scene.unique()) if 'scene' in scores else '?')
     alone = {c['id'] for c in claims() if c['check'] in ('own_wins', 'own_means', 'parameters', 'pairs', 'parallel')}
     units = len(scores[[k for k in ('scene', 'seed') if k in scores]].drop_duplicates()) if len(scores) else 0
     return t.assign(units=[1 if i in alone else units for i in t.id], data=[("the paper's own numbers" if i.endswith('-own') else 'this code') if i in alone else on for i in t.id])

@@ -24,8 +24,8 @@ def test_main_job(make, tmp_path, fresh_runs, capfd):
     "All of the paper at `smoke`: figures, tables, score table; a second time, nothing is left to do and the bytes are the same"
     out = tmp_path/'figures'
     make.figures('-p', 'profile', 'smoke', '-p', 'figures', str(out))
-    pictures = [f'figure{i}' for i in (1, 2, 5, 6, 7, 8)]+[f'{k}_task{t}' for k in ('season', 'labels') for t in (1, 2, 3)]+['embeddings_untrained', 'embeddings_bimodal']
-    want = {f'{p}.{e}' for p in pictures for e in ('png', 'svg')} | {f'{t}.{e}' for t in ('table1', 'controls', 'claims') for e in ('csv', 'md')} | {'scores.csv', 'per_class.csv', 'table1.tex'}
+    pictures = [f'figure{i}' for i in (1, 2, 5, 6, 7, 8)]+[f'{k}_task{t}' for k in ('season', 'labels', 'confusions') for t in (1, 2, 3)]+['embeddings_untrained', 'embeddings_bimodal']
+    want = {f'{p}.{e}' for p in pictures for e in ('png', 'svg')} | {f'{t}.{e}' for t in ('table1', 'controls', 'claims') for e in ('csv', 'md')} | {'scores.csv', 'per_class.csv', 'intervals.csv', 'table1.tex'}
     assert {p.name for p in out.iterdir()}==want
     s = pd.read_csv(out/'scores.csv')
     assert len(s)==3*3*7+3*(6*3+1) and set(s.family)=={'lstm', 'inception', 'transformer', 'ridge', 'linear', 'knn', 'forest'} and set(s.method)=={'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'} and set(s.scene)=={'SIMULATED twin:smoke'}

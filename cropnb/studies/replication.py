@@ -98,11 +98,11 @@ def table_of(
     best = [best_epoch(v) if 'epoch_accuracy' in (v := result(r)) else np.nan for _,r in done]
     return t.assign(name=[c.name for c,_ in done], scene=[c.scene for c,_ in done], seed=[c.k for c,_ in done], config=0, data=t.scene, best_over_last=best)
 
-# %% ../../nbs/studies/05_replication.ipynb #acdebba8
+# %% ../../nbs/studies/05_replication.ipynb #41765462
 def named(
     table:pd.DataFrame, # From `table_of`
 )->pd.DataFrame: # For `cropnb.statistics` and `cropnb.claims`: the method is the cell's name, which says what pairing, loss and corruption are
-    return table.drop(columns=['pairing', 'loss', 'protocol']).assign(method=table.name, corruption=np.nan)
+    return table.drop(columns=['pairing', 'loss', 'protocol']).assign(method=table.name, corruption=np.nan, scene='SIMULATED twin:crowd '+table.scene.astype(str))
 
 # %% ../../nbs/studies/05_replication.ipynb #a2822c15
 questions = {
