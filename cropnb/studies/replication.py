@@ -23,9 +23,9 @@ from .audit import size as screen
 from .tasks import task
 from .tasks import size as fields
 
-# %% ../../nbs/studies/05_replication.ipynb #b31ab5f7
+# %% ../../nbs/studies/05_replication.ipynb #95486167
 own = contrasts | dict(released_bimodal=dict(kind='wrong_day', load=load_released, views=views_released), released_unimodal=dict(mode='unimodal', kind='wrong_day', load=load_released, views=views_released),
-                       bimodal_long=dict(longer=4), unimodal_long=dict(mode='unimodal', longer=4))
+                       bimodal_long=dict(longer=4), unimodal_long=dict(mode='unimodal', longer=4), same_date_long=dict(pairing='same_date', longer=4))
 
 # %% ../../nbs/studies/05_replication.ipynb #ce3cd6a7
 def encoder_of(
@@ -74,7 +74,7 @@ def run_of(
     if c.family=='ridge': return probing(t, e, c.task, 'ridge', r, seed, fields=c.few)
     run = training(t, e, c.task, c.family, base[c.family], r, seed, frozen=not scratch, fields=c.few); return as_released(run, odd) if odd else run
 
-# %% ../../nbs/studies/05_replication.ipynb #3092835d
+# %% ../../nbs/studies/05_replication.ipynb #9a623449
 def plan(
     scenes:int=3, # Seeds 2001, 2002, ...
     seeds:int=3, # Of each
@@ -84,7 +84,7 @@ def plan(
     cells = on(('supervised', 'untrained', 'unimodal', 'bimodal', 'identical', 'same_date'))
     cells += on(('supervised', 'untrained', 'unimodal', 'bimodal'), (2, 3))+on(('supervised+D1', 'bimodal+D1'), fs=('inception',))+on(('supervised+D6', 'bimodal+D6', 'bimodal+D11'), fs=names)
     cells += on(('uncorrupted', 'barlow'))+on(('released_bimodal', 'released_unimodal'), us=first, fs=('ridge',))+on([f'{n}+released' for n in ('supervised', 'released_bimodal', 'released_unimodal')], us=first, fs=names)
-    cells += on(('bimodal_long', 'unimodal_long', 'D3a', 'D3b', 'D5', 'D10', 'letter', 'random'), us=first)+on(('centred', 'D4'), us=first)
+    cells += on(('bimodal_long', 'unimodal_long', 'same_date_long', 'D3a', 'D3b', 'D5', 'D10', 'letter', 'random'), us=first)+on(('centred', 'D4'), us=first)
     cells += on(('letter',))+on(('end_to_end',), us=first, fs=names)
     few = [Cell(n, 1, f, *u, j) for f,us in (('ridge', units), ('transformer', first)) for u in us for n in ('supervised', 'untrained', 'unimodal', 'bimodal') for j in label_fields if j]
     return list(dict.fromkeys(cells+few))
@@ -104,7 +104,7 @@ def named(
 )->pd.DataFrame: # For `cropnb.statistics` and `cropnb.claims`: the method is the cell's name, which says what pairing, loss and corruption are
     return table.drop(columns=['pairing', 'loss', 'protocol']).assign(method=table.name, corruption=np.nan, scene='SIMULATED twin:crowd '+table.scene.astype(str))
 
-# %% ../../nbs/studies/05_replication.ipynb #a2822c15
+# %% ../../nbs/studies/05_replication.ipynb #5a3221fc
 questions = {
     '1 the paper': [('bimodal', 'supervised'), ('bimodal', 'unimodal'), ('unimodal', 'supervised')],
     '2 identical views': [('identical', 'untrained'), ('unimodal', 'untrained'), ('unimodal', 'identical')],
@@ -112,7 +112,7 @@ questions = {
     '4 untrained': [('untrained', 'bimodal'), ('untrained', 'supervised'), ('end_to_end', 'supervised'), ('end_to_end', 'bimodal')],
     '5 the snapshot': [(f'{n}+{d}', n) for d in ('D1', 'D6', 'D11') for n in ('supervised', 'bimodal')]+[(k, 'bimodal') for k in ('D5', 'D10')]+[('D4', 'centred')]+[('released_bimodal+released', f'{n}+released') for n in ('supervised', 'released_unimodal')],
     '6 the text': [(k, 'bimodal') for k in ('uncorrupted', 'barlow', 'letter')],
-    '7 longer': [('bimodal_long', 'bimodal'), ('unimodal_long', 'unimodal'), ('bimodal_long', 'unimodal_long'), ('bimodal_long', 'untrained')]}
+    '7 longer': [('bimodal_long', 'bimodal'), ('unimodal_long', 'unimodal'), ('bimodal_long', 'unimodal_long'), ('same_date_long', 'bimodal_long'), ('bimodal_long', 'untrained')]}
 
 # %% ../../nbs/studies/05_replication.ipynb #8b0fb459
 def answers(
