@@ -6,14 +6,14 @@
 __all__ = ['checks', 'claims', 'in_table1', 'wins', 'always_wins', 'own_wins', 'own_means', 'gains', 'losses', 'mostly_gains',
            'beats', 'parameters', 'pairs', 'hours', 'parallel', 'judge', 'ledger', 'summary', 'ledger_text']
 
-# %% ../nbs/05_claims.ipynb #aaa2025a
+# %% ../nbs/05_claims.ipynb #4578dd54
 import functools, tempfile, tomllib
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import recipe, records
 from .encoders import ResMLP, n_params
 from .evaluate import all_fields, published, relative_gain, side_by_side, win_matrix
-from .statistics import compare_one
+from .statistics import mean_interval
 
 # %% ../nbs/05_claims.ipynb #9021d65a
 def claims()->list: # One dict a claim: id, text, place, check, and arguments of the check
@@ -52,13 +52,28 @@ def _part(
     for k,v in where.items(): df = df[df[k]==v]
     return df
 
-# %% ../nbs/05_claims.ipynb #a68dc23e
+# %% ../nbs/05_claims.ipynb #b8934b15
+def _signs(
+    v:pd.Series, # Values by task and family, and by scene and seed where they are known
+)->tuple: # For each task and family: the mean; +1 or -1, or 0 where that is not decided
+    n = v.index.names; u = ['scene'] if 'scene' in n and len(v.index.unique('scene'))>2 else [k for k in ('scene', 'seed') if k in n]
+    m = v.groupby(['task', 'family', *u]).mean(); cells = {k: mean_interval(d) for k,d in m.groupby(['task', 'family'])}
+    return pd.Series({k: c[0] for k,c in cells.items()}), pd.Series({k: int(c[1]>0)-int(c[2]<0) if np.isfinite(c[1]) else int(np.sign(c[0])) for k,c in cells.items()})
+
+# %% ../nbs/05_claims.ipynb #92f9f946
 def _all_or_none(
-    holds:bool, # In the cells that are there
-    n:int, # Cells that are there
+    s:pd.Series, # Signs of the cells that are there, +1 for the claim
     of:int=9, # Cells that the claim is about
 )->bool|None: # A part can refute a claim about all, and cannot confirm it
-    return bool(holds) if n==of or not holds else None
+    return False if (s<0).any() else True if (s>0).all() and len(s)==of else None
+
+# %% ../nbs/05_claims.ipynb #b492244e
+def _gain(
+    d:pd.DataFrame, # Score table
+    method:str, # Against supervised
+)->pd.Series: # Of each training, percent, by task, family and unit
+    if not len(d): return pd.Series(dtype=float)
+    g = relative_gain(d).query('method==@method'); return g.set_index([k for k in ('task', 'family', 'scene', 'seed') if k in g]).gain
 
 # %% ../nbs/05_claims.ipynb #abeb831d
 def in_table1(df, task, family, method, paper):
@@ -69,19 +84,21 @@ def in_table1(df, task, family, method, paper):
     low,high = (p[f'{k}_gain_min'], p[f'{k}_gain_max']) if k else (paper-2*p.supervised_sd, paper+2*p.supervised_sd)
     return v.mean(), len(v), bool(low<=v.mean()<=high) if _like_the_paper(d) else None
 
-# %% ../nbs/05_claims.ipynb #925c3dd0
+# %% ../nbs/05_claims.ipynb #30bcc55a
 def wins(df, task, family, against, paper):
     "On the same side of one half as the paper's ratio (one half: within 0.1 of it)"
     d = _part(df, task=task, family=family); w = side_by_side(d, ('bimodal', against)) if len(d) else ()
     if not len(w): return None, 0, None
-    r = win_matrix(d, ('bimodal', against)).loc['bimodal',against]; return r, len(w), bool(abs(r-.5)<=.1 if paper==.5 else (r>.5)==(paper>.5))
+    r, s = win_matrix(d, ('bimodal', against)).loc['bimodal',against], _signs(w.bimodal-w[against])[1].iloc[0]; side = np.sign(r-.5) if s else 0
+    return r, len(w), bool(abs(r-.5)<=.1) if paper==.5 else None if not s else bool((side>0)==(paper>.5))
 
-# %% ../nbs/05_claims.ipynb #1cb5788c
+# %% ../nbs/05_claims.ipynb #e5d7e594
 def always_wins(df, a, b, each):
     "Smallest win ratio over tasks and base models, or smallest difference of means (points)"
-    d = _part(df); cells = [side_by_side(g, (a, b)) for _,g in d.groupby(['task', 'family'])] if len(d) else []; cells = [c for c in cells if len(c)]
-    if not cells: return None, 0, None
-    v = [(c[a]>c[b]).mean() if each=='run' else 100*(c[a]-c[b]).mean() for c in cells]; return min(v), sum(map(len, cells)), _all_or_none(min(v)==1 if each=='run' else min(v)>0, len(cells))
+    d = _part(df); w = side_by_side(d, (a, b)) if len(d) else d
+    if not len(w): return None, 0, None
+    m,s = _signs(100*(w[a]-w[b])); r = (w[a]>w[b]).groupby(['task', 'family']).mean()
+    return (r.min(), len(w), _all_or_none(2*(r==1)-1)) if each=='run' else (m.min(), len(w), _all_or_none(s))
 
 # %% ../nbs/05_claims.ipynb #6711b356
 def own_wins(df, least):
@@ -93,26 +110,26 @@ def own_means(df):
     "The smallest difference between the two mean gains of the paper, percent"
     t = published('table1'); v = (t.bi_gain_mean-t.uni_gain_mean).min(); return v, len(t), bool(v>0)
 
-# %% ../nbs/05_claims.ipynb #de187f82
-def gains(df, method, family=None, tasks=None):
+# %% ../nbs/05_claims.ipynb #277529ab
+def gains(df, method, family=None, tasks=(1, 2, 3)):
     "A positive mean gain in every one of the cells that are there"
-    d = _part(df, **(dict(family=family) if family else {})); d = d[d.task.isin(tasks)] if tasks else d; g = relative_gain(d).query('method==@method') if len(d) else d
+    g = _gain(d[d.task.isin(tasks)] if len(d := _part(df, **(dict(family=family) if family else {}))) else d, method)
     if not len(g): return None, 0, None
-    m = g.groupby(['task', 'family']).gain.mean(); return m.min(), len(g), _all_or_none((m>0).all(), len(m), len(tasks or (1, 2, 3))*(1 if family else 3))
+    m,s = _signs(g); return m.min(), len(g), _all_or_none(s, len(tasks)*(1 if family else 3))
 
-# %% ../nbs/05_claims.ipynb #35da3922
+# %% ../nbs/05_claims.ipynb #2e174d00
 def losses(df, method, tasks):
     "A negative mean gain in every one of the cells that are there"
-    d = _part(df); d = d[d.task.isin(tasks)]; g = relative_gain(d).query('method==@method') if len(d) else d
+    d = _part(df); g = _gain(d[d.task.isin(tasks)], method)
     if not len(g): return None, 0, None
-    m = g.groupby(['task', 'family']).gain.mean(); return m.max(), len(g), _all_or_none((m<0).all(), len(m), 3*len(tasks))
+    m,s = _signs(g); return m.max(), len(g), _all_or_none(-s, 3*len(tasks))
 
-# %% ../nbs/05_claims.ipynb #8484d983
+# %% ../nbs/05_claims.ipynb #199bb6ee
 def mostly_gains(df, method):
     "Share of tasks and base models with a positive mean gain"
-    d = _part(df); g = relative_gain(d).query('method==@method') if len(d) else d
+    g = _gain(_part(df), method)
     if not len(g): return None, 0, None
-    m = g.groupby(['task', 'family']).gain.mean(); return (m>0).mean(), len(g), bool((m>0).mean()>.5) if len(m)==9 else None
+    m,s = _signs(g); return (m>0).mean(), len(g), None if len(m)<9 else True if (s>0).sum()>4 else False if (s<0).sum()>4 else None
 
 # %% ../nbs/05_claims.ipynb #2dceace7
 def _kinds(
@@ -122,13 +139,14 @@ def _kinds(
     if 'loss' in df: k[bi & (df.loss=='barlow_twins')] = 'barlow'
     k[bi & (df.corruption==0)] = 'uncorrupted'; return df.assign(method=k)
 
-# %% ../nbs/05_claims.ipynb #64921f35
+# %% ../nbs/05_claims.ipynb #51a46682
 def beats(df, a, b):
     "Mean difference of two kinds of encoder (points); of three or more units the 95 % interval has to leave out zero"
     d = _kinds(_part(df)); u = [k for k in ('scene', 'seed') if k in d]
     if {a, b}-set(d.method): return None, 0, None
-    m = d.groupby([*u, 'task', 'family', 'method']).accuracy.mean().unstack()[[a, b]].dropna(); v = 100*(m[a]-m[b]).groupby(u).mean(); c = compare_one(v)
-    return v.mean(), len(m), None if c['low']<0<c['high'] else bool(v.mean()>0)
+    m = d.groupby(['task', 'family', *u, 'method']).accuracy.mean().unstack()[[a, b]].dropna(); v = 100*(m[a]-m[b])
+    over = v.groupby([k for k in u if k!='seed'] if 'scene' in u and d.scene.nunique()>2 else u).mean() if u else v; low,high = mean_interval(over)[1:]
+    return v.mean(), len(v), bool(v.mean()>0) if not low<=0<=high else None
 
 # %% ../nbs/05_claims.ipynb #efd04a39
 def parameters(df, paper, within):
