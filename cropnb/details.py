@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['per_class', 'class_table', 'confusion_table', 'confusions', 'season_table', 'early', 'label_table', 'label_curves']
 
-# %% ../nbs/05_details.ipynb #fb7ce082
+# %% ../nbs/05_details.ipynb #bf0d0349
 import json, textwrap
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import Run
-from .evaluate import colours, names, style
+from .evaluate import colours, names, styled
 
 # %% ../nbs/05_details.ipynb #e539f9af
 def _records(
@@ -61,7 +61,7 @@ def confusion_table(
     if t.empty: return t
     k = ['task', 'family', 'method', 'crop']; t = t.groupby([*k, 'called'], sort=False).n.sum().reset_index(); return t.assign(share=t.n/t.groupby(k).n.transform('sum').clip(lower=1))
 
-# %% ../nbs/05_details.ipynb #8f3a30ae
+# %% ../nbs/05_details.ipynb #29e1d96f
 def confusions(
     t:pd.DataFrame, # From `confusion_table`, of one task
     methods:tuple=('supervised', 'unimodal', 'bimodal'), # Those to draw
@@ -70,7 +70,7 @@ def confusions(
     fams = [f for f in names if f in set(t.family)] if len(t) else []; ms = [m for m in methods if fams and m in set(t.method)]
     if not ms: return None
     crops = t.crop.unique()
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(len(fams), len(ms), figsize=(2.3*len(ms)+1, 2.3*len(fams)+.8), squeeze=False, layout='constrained', sharex=True, sharey=True)
         for row,f in zip(axs, fams):
             for ax,m in zip(row, ms): _draw_confusion(ax, t[(t.family==f)&(t.method==m)].pivot(index='crop', columns='called', values='share').reindex(crops)[crops], f'{names[f]}, {m}')
@@ -89,7 +89,7 @@ def season_table(
 )->pd.DataFrame: # One row a training and month: accuracy until its end, and without it
     return pd.DataFrame([dict(who, month=i, until=a, without=b) for who,v in _records(runs) if v.get('until') for i,(a,b) in enumerate(zip(v['until'], v['without']), 1)])
 
-# %% ../nbs/05_details.ipynb #5d110e27
+# %% ../nbs/05_details.ipynb #c9a49b0d
 def early(
     t:pd.DataFrame, # From `season_table`, of one task
     note:str='', # At the foot, from `cropnb.evaluate.stamp`
@@ -97,7 +97,7 @@ def early(
 )->plt.Figure|None: # One panel a family; `None` where nothing is there
     fams = [f for f in names if f in set(t.family)] if len(t) else []
     if not fams: return None
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(1, len(fams), figsize=(max(2.6*len(fams), 4.5), 3), sharey=True, squeeze=False, layout='constrained')
         for ax,f in zip(axs[0], fams):
             for m,d in _over_units(t[t.family==f], ['method', 'month'], score).groupby('method'): _line(ax, d, 'month', color=colours.get(m), label=m)
@@ -111,14 +111,14 @@ def label_table(
 )->pd.DataFrame: # One row a run that is done: name, family, labelled fields in all, accuracy
     return pd.DataFrame([dict(who, name=n, fields=v['n_fields_train'], accuracy=v['accuracy']) for (n,_,_),r in runs.items() for who,v in _records([r])])
 
-# %% ../nbs/05_details.ipynb #c83d1e52
+# %% ../nbs/05_details.ipynb #4316fb1e
 def label_curves(
     t:pd.DataFrame, # From `label_table`
     note:str='', # At the foot
 )->plt.Figure|None: # One panel a family, one line a variant; `None` where fewer than two points are there
     if t.empty or t.fields.nunique()<2: return None
     fams = list(dict.fromkeys(t.family)); at = sorted(t.fields.unique())
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(1, len(fams), figsize=(max(3*len(fams), 5), 3), squeeze=False, sharey=True, layout='constrained')
         for ax,f in zip(axs[0], fams):
             for n,d in _over_units(t[t.family==f], ['name', 'fields'], 'accuracy').groupby('name', sort=False): _line(ax, d, 'fields', color=colours.get(n.split()[0]), ls=':' if n.endswith('.6') else '-', label=n)

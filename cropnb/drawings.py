@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['set_up', 'corrupted', 'plane', 'embeddings']
 
-# %% ../nbs/05_drawings.ipynb #d4e08b25
+# %% ../nbs/05_drawings.ipynb #daae1112
 from pathlib import Path
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, torch
+import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from .evaluate import colours, style
+from .evaluate import colours, styled
 from .encoders import n_params
 from .pretrain import Nets, Pairs, bands, load_encoder, normalise, probe_rows
 from .losses import corrupt
@@ -27,12 +27,12 @@ def _box(
 # %% ../nbs/05_drawings.ipynb #3dd2315c
 def _arrow(ax, *ends): ax.add_patch(FancyArrowPatch(*ends, arrowstyle='-|>', mutation_scale=9, color='k', lw=.8))
 
-# %% ../nbs/05_drawings.ipynb #beb440a1
+# %% ../nbs/05_drawings.ipynb #b324f5ce
 def set_up(
     mode:str, # bimodal (Figure 1) | unimodal (Figure 5)
 )->plt.Figure: # From spectrum to loss
     n = Nets(mode); two = mode=='bimodal'; label = lambda m: f'{type(m).__name__}, {m[0].in_features} to {m[-1].out_features}\n{n_params(m):,}\nparameters'
-    with mpl.rc_context(style):
+    with styled():
         fig,ax = plt.subplots(figsize=(7.5, 2.6)); ax.set(xlim=(-.2, 11.2), ylim=(-.6, 2.1)); ax.axis('off')
         for y,what,enc,proj in ((1.5, 'Sentinel-2 pixel\n12 bands\n'+('corrupted' if two else 'as it is'), n.enc, n.proj), (0, 'PlanetScope\n3 x 3 pixels, 4 bands\ncorrupted' if two else 'the same pixel\ncorrupted', n.enc2 or n.enc, n.proj2 or n.proj)):
             for x,s,c in ((1, what, '#fdb462'), (4, label(enc), colours[mode]), (7, label(proj), '#cccccc')): _box(ax, x, y, s, c)
@@ -43,7 +43,7 @@ def set_up(
         ax.set_title(f"Figure {1 if two else 5}: {mode} pre-training; the Sentinel-2 encoder is kept, the projectors are not", fontsize=8)
     return fig
 
-# %% ../nbs/05_drawings.ipynb #0b62798b
+# %% ../nbs/05_drawings.ipynb #9dba4fc8
 def corrupted(
     p:Pairs, # The set
     row:int=0, # Which pair
@@ -51,7 +51,7 @@ def corrupted(
     seed:int=0, # Of the draw
 )->plt.Figure: # The spectrum, and what is left of it
     x = p.s2[row:row+1]; at = range(len(bands))
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(1, len(rates), figsize=(7.5, 2.6), sharey=True, layout='constrained')
         for ax,rate in zip(axs, rates):
             y = corrupt(x, rate, p.s2, torch.Generator().manual_seed(seed)); new = (y!=x)[0].numpy()
@@ -68,7 +68,7 @@ def plane(
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1): return TSNE(init='pca', random_state=seed, n_jobs=1).fit_transform(x)
 
-# %% ../nbs/05_drawings.ipynb #6f265240
+# %% ../nbs/05_drawings.ipynb #e3b548f0
 def embeddings(
     encoder:Path, # An encoder's folder
     p:Pairs, # The set
@@ -77,7 +77,7 @@ def embeddings(
 )->plt.Figure: # t-SNE by crop and by month; raises `ValueError` where pairs name neither
     if {'crop', 'date'}-set(p.about): raise ValueError(f'{p.source}: these pairs do not name their crops and dates')
     i = probe_rows(p, n, 12); e = load_encoder(encoder); z = plane(e.embed(p.s2[i]).numpy()); month = p.about['date'][i].numpy().astype('datetime64[D]').astype('datetime64[M]').astype(int)%12+1
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(1, 2, figsize=(7.5, 3.6), layout='constrained'); crop = p.about['crop'][i].numpy()
         for k,name in enumerate(crops, 1): axs[0].scatter(*z[crop==k].T, s=4, color=plt.cm.tab10(k-1), label=name)
         s = axs[1].scatter(*z.T, s=4, c=month, cmap='twilight', vmin=1, vmax=13); fig.colorbar(s, ax=axs[1], label='month'); axs[0].legend(fontsize=5, markerscale=2)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['methods', 'colours', 'names', 'style', 'scores', 'all_fields', 'side_by_side', 'win_matrix', 'relative_gain', 'stamp',
-           'complete', 'figure', 'save_figure', 'published', 'table1', 'table1_rows', 'table1_text', 'table1_latex',
-           'controls', 'write_all']
+           'styled', 'complete', 'figure', 'save_figure', 'published', 'table1', 'table1_rows', 'table1_text',
+           'table1_latex', 'controls', 'write_all']
 
-# %% ../nbs/05_evaluate.ipynb #89914753
+# %% ../nbs/05_evaluate.ipynb #977f6b56
 import json, os
+from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, tabulate
 from .core import Run, write_text
@@ -101,6 +102,15 @@ colours = dict(unimodal='#d95f02', bimodal='#1b9e77', supervised='#7570b3', untr
 names = dict(lstm='Bi-LSTM', inception='InceptionTime', transformer='Transformer')
 style = {'svg.hashsalt': 'cropnb', 'svg.fonttype': 'none', 'font.family': 'DejaVu Sans', 'font.size': 8, 'figure.dpi': 100}
 
+# %% ../nbs/05_evaluate.ipynb #d86b50dc
+@contextmanager
+def styled():
+    "Draw in this style; in a notebook, the first figure of all switches its display on, and that has to last"
+    with mpl.rc_context(style):
+        yield
+        on = mpl.is_interactive()
+    mpl.interactive(on)
+
 # %% ../nbs/05_evaluate.ipynb #a35b1476
 def _draw_wins(
     ax, # Where
@@ -139,7 +149,7 @@ def complete(
     "What can be drawn"
     return [f for f in names if f in set(df.family) and len(side_by_side(df[df.family==f]))]
 
-# %% ../nbs/05_evaluate.ipynb #6f9c9bd8
+# %% ../nbs/05_evaluate.ipynb #c21c0cb4
 def figure(
     scores:pd.DataFrame, # A score table
     task:int, # 1, 2, 3: Figures 6, 7, 8
@@ -147,7 +157,7 @@ def figure(
     "The paper's figure of a task"
     df = all_fields(scores); df = df[(df.task==task) & df.method.isin(methods)]; _check(df)
     fams = complete(df)
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(len(fams), 2, figsize=(7.5, 2.6*len(fams)+.8), squeeze=False, layout='constrained')
         for i,f in enumerate(fams):
             d = df[df.family==f]; runs = len(side_by_side(d)); _draw_wins(axs[i,0], win_matrix(d)); _draw_gains(axs[i,1], relative_gain(d))
@@ -157,13 +167,13 @@ def figure(
         fig.supxlabel(stamp(df), fontsize=6.5)
     return fig
 
-# %% ../nbs/05_evaluate.ipynb #9216daa5
+# %% ../nbs/05_evaluate.ipynb #ecf47afd
 def save_figure(
     fig:plt.Figure, # What
     path:Path, # Without suffix
 ):
     "PNG and SVG, the same bytes on a second run; written aside and renamed"
-    with mpl.rc_context(style):
+    with styled():
         for ext,meta in (('png', {'Software': None}), ('svg', {'Date': None, 'Creator': None})):
             tmp = Path(f'{path}.tmp.{ext}'); fig.savefig(tmp, dpi=160, metadata=meta); os.replace(tmp, f'{path}.{ext}')
 

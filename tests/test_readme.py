@@ -60,3 +60,10 @@ def test_the_summary_of_the_claims():
     t = pd.read_csv(root/'figures'/'claims.csv'); n = t.groupby(['data', 'verdict']).size()
     for data,line in re.findall(r'^\| (SIMULATED twin:demo|this code|the paper\'s own numbers) \| (.*) \|$', text, re.M): assert [int(v) for v in line.split(' | ')]==[n.get((data, v), 0) for v in ('holds', 'does not hold', 'not testable here')], data
     assert text.count('| this code |')==1 and text.count('| SIMULATED twin:demo |')==1
+
+def test_the_claims_on_the_audit():
+    "The same of the audit's stored table"
+    from cropnb.claims import ledger, summary
+    from cropnb.studies.replication import named
+    t = pd.read_csv(root/'nbs/studies/replication.csv'); on = 'SIMULATED, the audit'; n = summary(ledger(named(t[t.fields==0]), on)).loc[on].tolist()
+    assert [[int(v) for v in m.split(' | ')] for m in re.findall(rf'^\| {on} \| (.*) \|$', text, re.M)]==[n]

@@ -6,14 +6,14 @@
 __all__ = ['variants', 'chosen', 'core', 'others', 'inf', 'expected', 'shown', 'encoder_of', 'raster_encoder', 'Cell', 'run_of',
            'cross', 'plan', 'table_of', 'named', 'answers', 'verdict', 'verdicts', 'forest']
 
-# %% ../../nbs/studies/05_replication.ipynb #9d6663bf
+# %% ../../nbs/studies/05_replication.ipynb #db9fc12e
 import functools
 from typing import NamedTuple
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..core import Run, recipe, resolve, result
 from ..data import pairs
 from ..downstream import training
-from ..evaluate import all_fields, names, scores, side_by_side, style
+from ..evaluate import all_fields, names, scores, side_by_side, styled
 from ..pretrain import encoder, make_encoder
 from ..probing import label_fields, probing
 from ..statistics import compare
@@ -158,14 +158,14 @@ def verdicts(
     m = expected.explode('tasks').rename(columns=dict(tasks='task')).astype(dict(task=int)).merge(a, on=['first', 'second', 'task'])
     return m.assign(verdict=[verdict(*v) for v in zip(m.low, m.high, m['from'], m['to'])])[['no', 'first', 'second', 'task', 'family', 'from', 'to', 'n', 'mean', 'low', 'high', 'verdict']]
 
-# %% ../../nbs/studies/05_replication.ipynb #f952c0f5
+# %% ../../nbs/studies/05_replication.ipynb #b63cdbc9
 def forest(
     a:pd.DataFrame, # From `answers`
     rope:float=1., # Points that do not matter
     limit:float=20., # Points to show on either side
 )->plt.Figure: # Means and intervals, a panel a family; filled: an interval without zero; a square: six scenes or more
     fams = [f for f in (*names, 'ridge') if f in set(a.family)]; rows = list(dict.fromkeys(zip(a['first'], a.second, a.task, a.n))); at = {r[:3]: len(rows)-i for i,r in enumerate(rows)}
-    with mpl.rc_context(style):
+    with styled():
         fig,axs = plt.subplots(1, len(fams), figsize=(2*len(fams)+3.2, .16*len(rows)+.8), sharey=True, squeeze=False, layout='constrained')
         for ax,f in zip(axs[0], fams):
             d = a[a.family==f]; y = np.array([at[r] for r in zip(d['first'], d.second, d.task)]); sure = (d.low>0)|(d.high<0); ax.axvspan(-rope, rope, color='.9'); ax.axvline(0, c='k', lw=.6); ax.hlines(y, d.low, d.high, colors='.4', lw=1)
