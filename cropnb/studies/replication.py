@@ -158,18 +158,18 @@ def verdicts(
     m = expected.explode('tasks').rename(columns=dict(tasks='task')).astype(dict(task=int)).merge(a, on=['first', 'second', 'task'])
     return m.assign(verdict=[verdict(*v) for v in zip(m.low, m.high, m['from'], m['to'])])[['no', 'first', 'second', 'task', 'family', 'from', 'to', 'n', 'mean', 'low', 'high', 'verdict']]
 
-# %% ../../nbs/studies/05_replication.ipynb #b63cdbc9
+# %% ../../nbs/studies/05_replication.ipynb #8623eb10
 def forest(
     a:pd.DataFrame, # From `answers`
     rope:float=1., # Points that do not matter
-    limit:float=20., # Points to show on either side
+    limit:float=35., # Points to show on either side
 )->plt.Figure: # Means and intervals, a panel a family; filled: an interval without zero; a square: six scenes or more
-    fams = [f for f in (*names, 'ridge') if f in set(a.family)]; rows = list(dict.fromkeys(zip(a['first'], a.second, a.task, a.n))); at = {r[:3]: len(rows)-i for i,r in enumerate(rows)}
+    fams = [f for f in (*names, 'ridge') if f in set(a.family)]; rows = a.groupby(['first', 'second', 'task'], sort=False).n.min(); at = {r: len(rows)-i for i,r in enumerate(rows.index)}
     with styled():
         fig,axs = plt.subplots(1, len(fams), figsize=(2*len(fams)+3.2, .16*len(rows)+.8), sharey=True, squeeze=False, layout='constrained')
         for ax,f in zip(axs[0], fams):
             d = a[a.family==f]; y = np.array([at[r] for r in zip(d['first'], d.second, d.task)]); sure = (d.low>0)|(d.high<0); ax.axvspan(-rope, rope, color='.9'); ax.axvline(0, c='k', lw=.6); ax.hlines(y, d.low, d.high, colors='.4', lw=1)
             for big,mark in ((True, 's'), (False, 'o')): k = (d.n>5)==big; ax.scatter(d['mean'][k], y[k], s=14, marker=mark, c=np.where(sure[k], '#1b9e77', 'w'), edgecolors='k', linewidths=.6, zorder=3)
             ax.set_title(names.get(f, f), fontsize=8); ax.set(xlabel='points', xlim=(-limit, limit))
-        axs[0,0].set_yticks([at[r[:3]] for r in rows], [f'{x} less {z}, task {k} ({n})' for x,z,k,n in rows], fontsize=6); axs[0,0].set_ylim(.3, len(rows)+.7)
+        axs[0,0].set_yticks(list(at.values()), [f'{x} less {z}, task {k} ({n})' for (x,z,k),n in rows.items()], fontsize=6); axs[0,0].set_ylim(.3, len(rows)+.7)
     return fig
