@@ -11,7 +11,7 @@ def source(c): return ''.join(c['source'])
 def tagged(p, tag): return [c for c in cells(p) if tag in c['metadata'].get('tags', [])]
 runs = [p for p in nbs if tagged(p, 'parameters')]
 
-def test_which(): assert [p.stem for p in runs]==['00_data', '03_pretrain', '04_downstream', '04_probing', '05_evaluate', '06_paper', '00_difficulty', '01_models', '02_audit'], 'Has nbdev_clean stripped the tags?'
+def test_which(): assert [p.stem for p in runs]==['00_data', '03_pretrain', '04_downstream', '04_probing', '05_evaluate', '06_paper', '00_difficulty', '01_models', '02_audit', '05_replication'], 'Has nbdev_clean stripped the tags?'
 
 @pytest.mark.parametrize('p', runs, ids=name)
 def test_parameters(p):
