@@ -110,10 +110,10 @@ def own_means(df):
     "The smallest difference between the two mean gains of the paper, percent"
     t = published('table1'); v = (t.bi_gain_mean-t.uni_gain_mean).min(); return v, len(t), bool(v>0)
 
-# %% ../nbs/05_claims.ipynb #277529ab
+# %% ../nbs/05_claims.ipynb #9d0df00b
 def gains(df, method, family=None, tasks=(1, 2, 3)):
     "A positive mean gain in every one of the cells that are there"
-    g = _gain(d[d.task.isin(tasks)] if len(d := _part(df, **(dict(family=family) if family else {}))) else d, method)
+    d = _part(df, **(dict(family=family) if family else {})); g = _gain(d[d.task.isin(tasks)], method)
     if not len(g): return None, 0, None
     m,s = _signs(g); return m.min(), len(g), _all_or_none(s, len(tasks)*(1 if family else 3))
 

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['per_class', 'class_table', 'confusion_table', 'confusions', 'season_table', 'early', 'label_table', 'label_curves']
 
-# %% ../nbs/05_details.ipynb #bf0d0349
+# %% ../nbs/05_details.ipynb #c6f033e9
 import json, textwrap
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .core import Run
 from .evaluate import colours, names, styled
 
 # %% ../nbs/05_details.ipynb #e539f9af

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['set_up', 'corrupted', 'plane', 'embeddings']
 
-# %% ../nbs/05_drawings.ipynb #daae1112
+# %% ../nbs/05_drawings.ipynb #30bd5233
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from .evaluate import colours, styled
 from .encoders import n_params
-from .pretrain import Nets, Pairs, bands, load_encoder, normalise, probe_rows
+from .pretrain import Nets, Pairs, bands, load_encoder, probe_rows
 from .losses import corrupt
 
 # %% ../nbs/05_drawings.ipynb #818469f6

@@ -116,9 +116,9 @@ def interval_of(
     with h5py.File(Path(getattr(series, 'path', series))/'val.h5') as h: y,field = h['crop_labels'][:,0].astype(int)-1, h['field_id'][:]
     return clustered_interval(y, np.load(run.path/'predictions.npy'), field)
 
-# %% ../nbs/05_statistics.ipynb #04f65ab2
+# %% ../nbs/05_statistics.ipynb #04082a20
 def intervals(
     runs, # `Run`s of trainings and probes, done or not
-)->pd.DataFrame: # One row each that is done: who it is, accuracy, low, high, fields
-    rows = [(r.recipe, result(r), interval_of(r, r.inputs['series'])) for r in runs if r.done]
-    return pd.DataFrame([dict({k: q[k] for k in ('task', 'family', 'config')}, method=v['method'], corruption=v['corruption'], accuracy=v['accuracy'], low=l, high=h, n_fields_val=v['n_fields_val']) for q,v,(l,h) in rows])
+)->pd.DataFrame: # One row each that is done: who it is, accuracy, low, high, fields, and what made it
+    rows = [(r.recipe, result(r), interval_of(r, r.inputs['series']), r.id) for r in runs if r.done]
+    return pd.DataFrame([dict({k: q[k] for k in ('task', 'family', 'config')}, method=v['method'], corruption=v['corruption'], accuracy=v['accuracy'], low=l, high=h, n_fields_val=v['n_fields_val'], scene=v['source'], profile=q['profile'], seed=q['run_seed'], run=i) for q,v,(l,h),i in rows])
