@@ -32,7 +32,7 @@ def open_gates(
         elif 'weight_hh' in name:
             for gate in p.data.chunk(4): nn.init.orthogonal_(gate)
         else: nn.init.zeros_(p)
-        if 'bias_ih' in name: p.data[hidden:2*hidden] = 1 # the gates' order is input, forget, cell, output
+        if 'bias_ih' in name: p.data[hidden:2*hidden] = 1 # gates: input, forget, cell, output
 
 # %% ../nbs/04_base_models.ipynb #acfe1787
 class LSTM(nn.Module):
@@ -46,7 +46,9 @@ class LSTM(nn.Module):
     ):
         super().__init__()
         dropout = dropout if layers>1 else 0.
-        self.lstm = nn.LSTM(features, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout)
+        self.lstm = nn.LSTM(
+            features, hidden, layers, dropout=dropout,
+            batch_first=True, bidirectional=True)
         open_gates(self.lstm)
         self.head = nn.Sequential(nn.LayerNorm(2*hidden), nn.Linear(2*hidden, classes))
 

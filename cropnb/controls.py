@@ -27,7 +27,8 @@ def make_raw(
     "The identity encoder"
     p = Pairs(pairs)
     what = dict(mode='raw', method=None, options={}, corruption=None)
-    save_encoder(folder/'encoder.safetensors', nn.Identity(), p.stats, source=p.source, pairs=run_id(pairs), **what)
+    about = dict(what, source=p.source, pairs=run_id(pairs))
+    save_encoder(folder/'encoder.safetensors', nn.Identity(), p.stats, **about)
     return dict(what, loss=[], probes=[], pairs=len(p), parameters=0)
 
 def raw(
@@ -61,11 +62,13 @@ def make_untrained(
     torch.set_num_threads(recipe['threads'])
     p = Pairs(pairs, recipe['device'])
     torch.manual_seed(recipe['seed'])
-    net = ResMLP(len(p.norm[0][0]), recipe['dim'], recipe['blocks'], recipe['dropout']).to(recipe['device'])
+    net = ResMLP(p.s2.shape[1], recipe['dim'], recipe['blocks'], recipe['dropout'])
+    net = net.to(recipe['device'])
     set_norms(net, p)
-    what = dict(mode='untrained', method=None, options={}, corruption=None, parameters=n_params(net))
-    about = dict(source=p.source, recipe=recipe, pairs=run_id(pairs))
-    save_encoder(folder/'encoder.safetensors', net, p.stats, **about, **what)
+    what = dict(mode='untrained', method=None, options={}, corruption=None)
+    what['parameters'] = n_params(net)
+    about = dict(what, source=p.source, recipe=recipe, pairs=run_id(pairs))
+    save_encoder(folder/'encoder.safetensors', net, p.stats, **about)
     return dict(what, loss=[], probes=[_look(net.eval(), p)], pairs=len(p))
 
 @torch.no_grad()

@@ -23,13 +23,16 @@ from .engine.recipes import check_choices, pick
 from .engine.records import Run, result, run_id
 from .engine.seeds import derive
 from .engine.tensors import seeded
-from .features import count_fields, embed_part, features, few_fields, load_part, read_part, standardise
+from .features import count_fields, embed_part, features, few_fields
+from .features import load_part, read_part, standardise
 from .measure.scores import record_of
 
 # %% ../nbs/04_downstream.ipynb #a4f547c7
 _paper = dict(
     lstm = dict(hidden=[32,64,128,256], layers=(2,6), lr=(1e-5,1e-3)),
-    inception = dict(layers=[2,4,8], hidden=[128,256,512,1024], kernel=[40,80,120,136], lr=(1e-5,1e-3)),
+    inception = dict(
+        layers=[2,4,8], hidden=[128,256,512,1024],
+        kernel=[40,80,120,136], lr=(1e-5,1e-3)),
     transformer = dict(d_model=[32,64,128], heads=[2,4,8], layers=(2,6), lr=(1e-5,1e-3)))
 
 _small = dict(
@@ -62,7 +65,8 @@ def sets(
     n:int, # The first so many
 )->list: # Dicts of hyper-parameters
     "The sets that everybody shares"
-    if family not in families: raise ValueError(f"family={family!r} is not one of {', '.join(families)}")
+    if family not in families:
+        raise ValueError(f"family={family!r} is not one of {', '.join(families)}")
     kept = json.loads((Path(__file__).parent/'sets.json').read_text())
     return kept[profile][family][:n]
 
@@ -91,10 +95,11 @@ def build(
     classes:int, # Scores
     encoder:Path, # Its weights start a network that is trained with it
 )->nn.Module: # On the CPU
-    "A base model with its seed's weights, the same for every variant of one size; raises `ValueError` for an identity that is to be trained"
+    "With its seed's weights, the same for every variant of one size; raises `ValueError`"
     enc = None if recipe['frozen'] else load_encoder(encoder)
     if enc and not isinstance(enc.net, ResMLP):
-        raise ValueError(f'{enc} has nothing to train: frozen=False wants an encoder with weights, such as the untrained one')
+        want = 'frozen=False wants an encoder with weights, such as the untrained one'
+        raise ValueError(f'{enc} has nothing to train: {want}')
     hyper = {k: v for k,v in recipe['hyper'].items() if k!='lr'}
     torch.manual_seed(recipe['seed'])
     base = families[recipe['family']](enc.dim if enc else dim, classes, **hyper)
@@ -105,7 +110,7 @@ def inputs(
     p:dict, # A part, from `load_part`
     rows:torch.Tensor, # Which samples
     position:str='index', # index | day: what the Transformer's position code counts
-)->tuple: # x (N,T,F) fp32, mask (N,T) or `None` where nothing is missing in the whole part, when (N,T) or `None`
+)->tuple: # x (N,T,F) fp32; mask (N,T), or `None` where nothing is missing; when (N,T) or `None`
     "What a base model is given"
     mask = None if p['whole'] else p['mask'][rows]
     when = p['day'][rows] if position=='day' else None
@@ -198,7 +203,8 @@ def fit(
         loss.append(_one_epoch(step, recipe, rows, epoch, share))
         accuracy.append(_accuracy(m, parts['val'], recipe['position']))
         if not np.isfinite(loss[-1]):
-            raise FloatingPointError(f'The loss became {loss[-1]} in epoch {epoch+1}: try a smaller lr')
+            say = f'The loss became {loss[-1]} in epoch {epoch+1}'
+            raise FloatingPointError(f'{say}: try a smaller lr')
     step.close()
     return accuracy, loss
 
@@ -244,27 +250,32 @@ def save_model(
 ):
     "One file that holds all but the encoder"
     tensors = {k: v.contiguous().cpu() for k,v in m.state_dict().items()}
-    moments = {f'_{k}': seen[k] for k in ('mean', 'std') if k in seen}
-    own = {f'_own_{k}': v for k,v in part['own'].items()}
-    tensors |= {k: torch.tensor(np.asarray(v), dtype=torch.float64) for k,v in (moments|own).items()}
-    about = dict(pick(recipe, 'family hyper seed position frozen'), classes=part['classes'], encoder=encoder)
-    with aside(path) as aside_path: save_file(tensors, aside_path, dict(cropnb=json.dumps(about, sort_keys=True)))
+    numbers = {f'_{k}': seen[k] for k in ('mean', 'std') if k in seen}
+    numbers |= {f'_own_{k}': v for k,v in part['own'].items()}
+    tensors |= {k: torch.tensor(np.asarray(v), dtype=torch.float64) for k,v in numbers.items()}
+    about = pick(recipe, 'family hyper seed position frozen')
+    about |= dict(classes=part['classes'], encoder=encoder)
+    metadata = dict(cropnb=json.dumps(about, sort_keys=True))
+    with aside(path) as beside: save_file(tensors, beside, metadata)
 
 class SeasonModel:
     "A trained model with its encoder: from reflectance to classes"
     def __init__(self,
         net:nn.Module, # In eval mode
         encoder, # `cropnb.encoder.Encoder`
-        moments:tuple, # mean and sd (F,) that are taken out of embeddings; empty where it was trained end to end
-        own:dict, # mean and std (12,) of reflectance, where the task has a normalisation of its own
+        moments:tuple, # mean and sd (F,) that are taken out of embeddings; empty if not frozen
+        own:dict, # mean and std (12,) of reflectance, where the task has its own
         what:dict, # family, classes, position, encoder, ...
-    ): self.net,self.encoder,self.moments,self.own,self.what = net.eval(),encoder,moments,own,what
+    ):
+        self.net,self.encoder = net.eval(),encoder
+        self.moments,self.own,self.what = moments,own,what
 
     @property
-    def classes(self)->list: return self.what['classes'] # Names, in the order of the scores
+    def classes(self)->list: # Names, in the order of the scores
+        return self.what['classes']
 
     def predict(self,
-        series, # A part from `cropnb.features.read_part`, or the path of one: x (N,T,12) int16, mask and day (N,T)
+        series, # Path of a part, or from `cropnb.features.read_part`: x (N,T,12), mask, day (N,T)
     )->tuple: # classes (N,) from 0, probabilities (N, classes)
         "Classes and probabilities of seasons"
         part = series if isinstance(series, dict) else read_part(series)
@@ -275,20 +286,23 @@ class SeasonModel:
         scores = scores_of_part(self.net, seen, self.what['position'])
         return scores.argmax(1).numpy(), scores.softmax(1).numpy()
 
-    def __repr__(self): return f"SeasonModel({self.what['family']}, {len(self.classes)} classes, on {self.encoder})"
+    def __repr__(self):
+        return f"SeasonModel({self.what['family']}, {len(self.classes)} classes, on {self.encoder})"
 
 def load_model(
     folder:Path, # Of a training, or its `model.safetensors`
-    encoder:Path|None=None, # The encoder's file or folder; `None`: the one that it was trained on, in `runs/`
+    encoder:Path|None=None, # Its encoder's file or folder; `None`: found in `runs/` by its id
 )->SeasonModel: # `.predict(series)`
-    "A trained model, ready to use; raises `FileNotFoundError` for a record without one, or an encoder that is gone"
+    "A trained model, ready to use; raises `FileNotFoundError` where it, or its encoder, is gone"
     path = Path(folder)/'model.safetensors' if Path(folder).is_dir() else Path(folder)
     if not path.exists():
-        raise FileNotFoundError(f'{path} is not there: probes, and trainings with keep_model=False, keep no model')
+        why = 'probes, and trainings with keep_model=False, keep no model'
+        raise FileNotFoundError(f'{path} is not there: {why}')
     with safe_open(path, 'pt') as f: what = json.loads(f.metadata()['cropnb'])
     home = Path(encoder or runs_dir()/'pretrain'/what['encoder'])
     if not home.exists():
-        raise FileNotFoundError(f"{path} stands on the encoder {what['encoder']}, and {home} is not there: pass encoder=")
+        say = f"stands on the encoder {what['encoder']}, and {home} is not there"
+        raise FileNotFoundError(f'{path} {say}: pass encoder=')
     tensors, enc = load_file(path), load_encoder(home)
     moments = tuple(tensors.pop(k) for k in ('_mean', '_std') if k in tensors)
     own = {k: tensors.pop(f'_own_{k}').numpy() for k in ('mean', 'std') if f'_own_{k}' in tensors}
@@ -300,7 +314,7 @@ def load_model(
 # %% ../nbs/04_downstream.ipynb #1940a4af
 def make_training(
     folder:Path, # Where predictions.npy, votes.npy and model.safetensors go
-    recipe:dict, # task, family, config, hyper, epochs, batch, position, seed, run_seed, fields, frozen, device, threads, keep_model, and names for the score table
+    recipe:dict, # From `training`
     features:Path, # Folder of what it sees
     encoder:Path, # Folder of the encoder
     series:Path, # Folder of the task
@@ -314,16 +328,17 @@ def make_training(
     train, val = parts['train'], parts['val']
     chosen = _chosen(train, recipe)
     m = build(recipe, train['x'].shape[2], len(val['classes']), encoder).to(device)
-    same_steps = torch.from_numpy(np.resize(chosen, len(train['y']))).to(device) # with few labels as with all
-    accuracy, loss = fit(m, parts, recipe, same_steps, share)
+    repeated = np.resize(chosen, len(train['y'])) # as many steps with few labels as with all
+    accuracy, loss = fit(m, parts, recipe, torch.from_numpy(repeated).to(device), share)
     if recipe['keep_model']:
         save_model(folder/'model.safetensors', m, recipe, result(features), val, run_id(encoder))
     more = dict(
         epoch_accuracy=accuracy, epoch_loss=loss, parameters=n_params(m),
-        n_train=len(chosen), n_fields_train=count_fields(train['field'][chosen]))
+        n_train=len(chosen), n_fields_train=count_fields(train['field'][chosen]),
+        **by_season(m, val, position))
     pred = predict(m, val, position).cpu().numpy()
     what = load_encoder(encoder).what
-    return record_of(folder, val, pred, what, recipe['frozen'], **more, **by_season(m, val, position))
+    return record_of(folder, val, pred, what, recipe['frozen'], **more)
 
 def _chosen(train, recipe):
     "Samples of the labelled fields"
@@ -340,18 +355,20 @@ def training(
     r:dict, # A recipe
     seed:int, # The run's seed
     device:str='cpu', # cpu | cuda
-    frozen:bool=True, # Keep the encoder as it is; else train it along: from an untrained one end to end from scratch, from another fine-tuning
+    frozen:bool=True, # Keep the encoder as it is, or train it along (end to end, or fine-tuning)
     fields:int=0, # Labelled fields of each class; 0: all
 )->Run: # Scores, predictions and the model
     "One cell of the grid as a run; raises `ValueError`"
     check_choices(r)
     known = sets(r['profile'], family, r['n_sets'])
     if config>=len(known):
-        raise ValueError(f"config={config}: profile {r['profile']} has {len(known)} sets of {family}, from 0")
+        has = f"profile {r['profile']} has {len(known)} sets of {family}, from 0"
+        raise ValueError(f'config={config}: {has}')
     if fields<0: raise ValueError(f'fields={fields} is neither a number of fields nor 0 for all')
     own = dict(
-        task=task, family=family, config=config, hyper=known[config], run_seed=seed,
-        seed=derive(seed, 'base', task, family, config), frozen=frozen, fields=fields, device=device)
+        task=task, family=family, config=config, hyper=known[config],
+        run_seed=seed, seed=derive(seed, 'base', task, family, config),
+        frozen=frozen, fields=fields, device=device)
     same = pick(r, 'profile protocol position epochs batch threads keep_model')
     seen = features(series, encoder, device, frozen, r['threads'])
     return Run('downstream', own|same, make_training, encoder=encoder, series=series, features=seen)
@@ -366,7 +383,8 @@ def grid(
     device:str='cpu', # cpu | cuda
 )->dict: # (name, config) -> `Run`, in an order that embeds each set once
     "Every encoder with every hyper-parameter set, and the untrained one end to end"
-    def one(e, config, frozen=True): return training(series, e, task, family, config, r, seed, device, frozen)
+    def one(e, config, frozen=True):
+        return training(series, e, task, family, config, r, seed, device, frozen)
     configs = range(r['n_sets'])
     cells = {(name, i): one(e, i) for name,e in encoders.items() for i in configs}
     if 'untrained' not in encoders: return cells

@@ -20,7 +20,7 @@ from .engine.tensors import normalise
 # %% ../nbs/02_encoder_file.ipynb #e4759c34
 #| export
 
-# %% ../nbs/02_encoder_file.ipynb #523c4c73
+# %% ../nbs/02_encoder_file.ipynb #bac40aff
 def save_encoder(
     path:Path, # `encoder.safetensors`
     net:nn.Module, # ResMLP, or the identity
@@ -31,9 +31,10 @@ def save_encoder(
     tensors = {k: v.contiguous().cpu() for k,v in net.state_dict().items()}
     tensors |= dict(_mean=stats['s2_mean'].clone(), _std=stats['s2_std'].clone())
     about = dict(bands=bands, kind=type(net).__name__, **what)
-    with aside(path) as part: save_file(tensors, part, dict(cropnb=json.dumps(about, sort_keys=True)))
+    metadata = dict(cropnb=json.dumps(about, sort_keys=True)) # one key: their order is not kept
+    with aside(path) as part: save_file(tensors, part, metadata)
 
-# %% ../nbs/02_encoder_file.ipynb #ce8cd05d
+# %% ../nbs/02_encoder_file.ipynb #ef11ecfc
 class Encoder:
     "An encoder file, ready to use"
     def __init__(self,
@@ -48,10 +49,11 @@ class Encoder:
         return self.net[-1].out_features if isinstance(self.net, ResMLP) else len(bands)
 
     def __repr__(self):
-        shown = [str(v) for v in (self.what['mode'], self.what.get('method')) if v]
-        return f"Encoder({', '.join(shown)}, corruption={self.what['corruption']}, {self.dim} features)"
+        what = self.what
+        name = ', '.join(filter(None, (what['mode'], what.get('method'))))
+        return f"Encoder({name}, corruption={what['corruption']}, {self.dim} features)"
 
-# %% ../nbs/02_encoder_file.ipynb #0c72ad89
+# %% ../nbs/02_encoder_file.ipynb #01b03f70
 @torch.no_grad()
 def embed(
     self:Encoder, # An encoder
@@ -74,13 +76,14 @@ def _given(v, default):
     return default if v is None else torch.as_tensor(np.asarray(v), dtype=torch.float32)
 
 def _check_series(x):
-    "Raise `ValueError` for another number of bands, or for reflectance that was not multiplied by 10000"
-    if x.shape[-1]!=len(bands):
-        raise ValueError(f"The last axis has {x.shape[-1]} bands, {len(bands)} wanted: {' '.join(bands)}")
+    "Raise `ValueError` for another number of bands, or reflectance not multiplied by 10000"
+    n = x.shape[-1]
+    if n!=len(bands):
+        raise ValueError(f"The last axis has {n} bands, {len(bands)} wanted: {' '.join(bands)}")
     if x.is_floating_point() and x.numel() and x.abs().max()<20:
         raise ValueError('These look like reflectances in 0..1: multiply them by 10000, as on disk')
 
-# %% ../nbs/02_encoder_file.ipynb #a2954ac2
+# %% ../nbs/02_encoder_file.ipynb #f26c2bc4
 _was_loss = dict(
     nt_xent=('simclr', {}), dcl=('dcl', {}), dcl_one_sided=('dcl', dict(symmetric=False)),
     clip=('clip', {}), barlow_twins=('barlow_twins', {}))
@@ -91,11 +94,12 @@ def as_now(
     "What an encoder is, in the words of this version"
     if 'mode' in what: return what
     mode = dict(supervised='raw').get(what['method'], what['method'])
-    trained = mode in ('unimodal', 'bimodal')
-    method,options = _was_loss[what.get('recipe', {}).get('loss', 'nt_xent')] if trained else (None, {})
+    if mode in ('raw', 'untrained'): return what | dict(mode=mode, method=None, options={})
+    loss = what.get('recipe', {}).get('loss', 'nt_xent')
+    method,options = _was_loss[loss]
     return what | dict(mode=mode, method=method, options=options)
 
-# %% ../nbs/02_encoder_file.ipynb #afec8d5f
+# %% ../nbs/02_encoder_file.ipynb #85a533e2
 def load_encoder(
     path:Path, # `encoder.safetensors`, or the folder that holds it
     device:str='cpu', # cpu | cuda
@@ -112,7 +116,8 @@ def _about(path):
     with safe_open(path, 'pt') as f: meta = (f.metadata() or {}).get('cropnb')
     if not meta: raise ValueError(f'{path} is not a cropnb encoder: it has no cropnb metadata')
     what = as_now(json.loads(meta))
-    if what['bands']!=bands: raise ValueError(f"{path} was trained on bands {what['bands']}, not {bands}")
+    if what['bands']!=bands:
+        raise ValueError(f"{path} was trained on bands {what['bands']}, not {bands}")
     return what
 
 def _build(path, what, tensors):
@@ -124,5 +129,6 @@ def _build(path, what, tensors):
     try: net.load_state_dict(tensors)
     except RuntimeError as e:
         first = str(e).splitlines()[1].strip()
-        raise ValueError(f"{path}: its weights are not those of a ResMLP of width {dim} and {blocks} blocks, as its metadata say ({first})") from None
+        said = f'a ResMLP of width {dim} and {blocks} blocks, as its metadata say'
+        raise ValueError(f'{path}: its weights are not those of {said} ({first})') from None
     return net

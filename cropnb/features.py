@@ -30,7 +30,7 @@ def day_of_year(
 # %% ../nbs/03_features.ipynb #8cc4c242
 def _about(
     h:h5py.File, # A part
-)->dict: # mask, day, y, field; classes, source, prevalence or `None`; the set's own normalisation, if it has one
+)->dict: # mask, day, y, field; classes, source, prevalence or `None`, own normalisation if any
     a = dict(h.attrs)
     return dict(
         mask=torch.from_numpy(h['mask'][:]>0),
@@ -44,7 +44,7 @@ def _about(
 
 def read_part(
     path:Path, # train.h5 or val.h5, from `cropnb.data.series`
-)->dict: # x (N,T,12) int16, mask (N,T) bool, day (N,T) of the year, y (N,) 0-based, field (N,), and what `_about` says
+)->dict: # x (N,T,12) int16, mask (N,T), day (N,T) of the year, y (N,) from 0, field (N,), ...
     "A part of a task in memory"
     with h5py.File(path) as h: return dict(x=as_int16(h['time_series'][:]), **_about(h))
 
@@ -78,10 +78,11 @@ def allocate(
     path:Path, # A .npy file
     shape:tuple, # Of the array
 )->np.memmap: # fp16, of zeros
-    "An array on disk whose room is taken at once: a disk that is too small is an `OSError` now and not a crash later"
+    "An array on disk whose room is taken at once: a full disk is an error now, not a crash later"
     x = np.lib.format.open_memmap(path, 'w+', 'float16', shape)
     if hasattr(os, 'posix_fallocate'):
-        with open(path, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+        size = path.stat().st_size
+        with open(path, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, size)
     return x
 
 def embed_part(
@@ -102,8 +103,8 @@ def make_features(
     encoder:Path, # Folder of an encoder
     series:Path, # Folder with train.h5 and val.h5
     load=load_encoder, # Called like it; a study's own
-)->dict: # What the encoder is, shapes, and the mean and sd (F,) of the training part that were taken out, if any
-    "Embeddings (N,T,F), fp16; with `frozen=False` the normalised bands, for an encoder that is trained along"
+)->dict: # What the encoder is, shapes; mean and std (F,) that were taken out, if it is frozen
+    "Embeddings (N,T,F), fp16; for an encoder that is trained along, the normalised bands"
     torch.set_num_threads(recipe['threads'])
     enc = load(encoder, recipe['device'])
     if not recipe['frozen']: enc.net = nn.Identity()
@@ -114,7 +115,7 @@ def make_features(
         features[name] = allocate(folder/f'{name}.npy', (*part['x'].shape[:2], enc.dim))
         embed_part(enc, part, features[name])
     found = dict(what=enc.what, shapes={k: list(x.shape) for k,x in features.items()})
-    if not recipe['frozen']: return found # an encoder that is trained along starts from what it was trained on
+    if not recipe['frozen']: return found # it starts from what it was trained on
     mean,std = moments_of(features['train'], masks['train'])
     for x in features.values(): standardise(x, mean, std)
     return found | dict(mean=mean.tolist(), std=std.tolist())
@@ -136,7 +137,7 @@ def load_part(
     series:Path, # Folder of the series they were made from
     part:str, # train | val
     device:str='cpu', # cpu | cuda
-)->dict: # As `read_part`, with x (N,T,F) fp16, on the CPU mapped from disk; whole: is nothing masked?
+)->dict: # As `read_part`, with x (N,T,F) fp16, mapped from disk; whole: is nothing masked?
     "A part as a base model sees it"
     with h5py.File(Path(series)/f'{part}.h5') as h: p = _about(h)
     p['whole'] = bool(p['mask'].all())
@@ -151,9 +152,10 @@ def few_fields(
     k:int, # Fields of each class; 0: all of them
     seed:int, # Of the order
 )->np.ndarray: # Indices of the samples in them
-    "The samples of the first `k` fields of each class; raises `ValueError` where fields are not known"
+    "The samples of the first `k` fields of each class; raises `ValueError` without names of fields"
     if not k: return np.arange(len(y))
-    if (field<0).any(): raise ValueError(f'fields={k}: these series do not name their fields, so use 0 for all samples')
+    if (field<0).any():
+        raise ValueError(f'fields={k}: these series do not name their fields: use 0 for all')
     ids, first = np.unique(field, return_index=True)
     order = np.random.default_rng(seed).permutation(len(ids))
     cls = np.asarray(y)[first][order]

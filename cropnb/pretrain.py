@@ -6,9 +6,10 @@
 __all__ = ['optimizers', 'variants', 'make_optimizer', 'Step', 'start_epoch', 'save_state', 'load_state', 'probe', 'Trainer',
            'make_encoder', 'encoder', 'make_step', 'at_step', 'encoders', 'command_line', 'changed', 'train_here']
 
-# %% ../nbs/03_pretrain.ipynb #9e95f0d7
+# %% ../nbs/03_pretrain.ipynb #28299d60
 import argparse
 import functools
+import math
 import shutil
 import time
 from pathlib import Path
@@ -37,8 +38,8 @@ def make_optimizer(
 )->torch.optim.Optimizer: # Of the parameters that are trained
     "Fused, and on a GPU ready to be recorded"
     trained = [p for p in m.parameters() if p.requires_grad]
-    on_gpu = trained[0].is_cuda
-    return optimizers[r['optimizer']](trained, r['lr'], weight_decay=r['weight_decay'], fused=True, capturable=on_gpu)
+    kind, on_gpu = optimizers[r['optimizer']], trained[0].is_cuda
+    return kind(trained, r['lr'], weight_decay=r['weight_decay'], fused=True, capturable=on_gpu)
 
 class Step:
     "One step of pre-training; on a GPU recorded and replayed"
@@ -55,7 +56,7 @@ class Step:
         self.device = pairs.s2.device
         self.rows = torch.zeros(batch, dtype=torch.long, device=self.device)
         self.done = torch.zeros((), device=self.device) # share of the training that is behind
-        self.total = torch.zeros((), dtype=torch.float64, device=self.device) # of the epoch's losses
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device) # of losses
         self.g = torch.Generator(self.device)
         self.run = Recorded(self.plain, self.device, self.g)
 
@@ -90,12 +91,14 @@ def start_epoch(
     epoch:int, # From 0
 )->torch.Tensor: # (steps, batch) rows
     "Seed both generators and draw the order of the rows"
+    n, steps = len(step.pairs), len(step.pairs)//step.batch
+    if not steps:
+        fix = 'set a smaller pretrain_batch'
+        raise ValueError(f'{n} pairs do not fill one batch of {step.batch}: {fix}')
     key = derive(seed, 'epoch', epoch)
     torch.manual_seed(key)
     step.g.manual_seed(key)
     step.total.zero_()
-    n, steps = len(step.pairs), len(step.pairs)//step.batch
-    if not steps: raise ValueError(f'{n} pairs do not fill one batch of {step.batch}: set a smaller pretrain_batch')
     order = torch.randperm(n, generator=step.g, device=step.device)
     return order[:steps*step.batch].view(steps, step.batch)
 
@@ -108,8 +111,9 @@ def save_state(
     "All that going on needs"
     generators = dict(views=step.g.get_state(), default=torch.get_rng_state())
     if step.device.type=='cuda': generators['cuda'] = torch.cuda.get_rng_state()
+    networks = dict(method=step.method.state_dict(), opt=step.opt.state_dict())
     with aside(path) as part:
-        torch.save(dict(method=step.method.state_dict(), opt=step.opt.state_dict(), total=step.total, generators=generators, **more), part)
+        torch.save(dict(networks, total=step.total, generators=generators, **more), part)
 
 def load_state(
     path:Path, # Checkpoint
@@ -164,9 +168,10 @@ class Trainer:
         per_epoch = len(self.step.pairs)//self.step.batch
         first = self._resume(per_epoch)
         for epoch in range(first, self.r['epochs']):
-            if epoch>first or not self.state['at']%per_epoch: rows = start_epoch(self.step, self.r['seed'], epoch)
-            else: rows = self._same_epoch(epoch)
-            self._one_epoch(rows, epoch, self.state['at']%per_epoch)
+            rows = start_epoch(self.step, self.r['seed'], epoch)
+            behind = self.state['at']-epoch*per_epoch
+            if behind: load_state(self.checkpoint, self.step) # an epoch that was cut
+            self._one_epoch(rows, epoch, behind)
         self.step.close()
         return self.state
 
@@ -174,12 +179,6 @@ class Trainer:
         "The epoch to go on with"
         if self.checkpoint.exists(): self.state = load_state(self.checkpoint, self.step)
         return self.state['at']//max(per_epoch, 1)
-
-    def _same_epoch(self, epoch):
-        "The rows of an epoch that was cut, without moving the generators"
-        rows = start_epoch(self.step, self.r['seed'], epoch)
-        load_state(self.checkpoint, self.step)
-        return rows
 
     def _one_epoch(self, rows, epoch, start):
         steps, at = len(rows), self.state['at']
@@ -195,9 +194,10 @@ class Trainer:
 
     def _end_epoch(self, epoch, steps):
         loss = self.step.total.item()/steps
-        if loss!=loss or abs(loss)==float('inf'):
-            raise FloatingPointError(f'The loss became {loss} in epoch {epoch+1}: try a smaller pretrain_lr')
-        found = probe(self.step.method, self.step.views, self.step.pairs, self.r['seed'])
+        if not math.isfinite(loss):
+            fix = 'try a smaller pretrain_lr'
+            raise FloatingPointError(f'The loss became {loss} in epoch {epoch+1}: {fix}')
+        found = self._probe()
         check_collapse(found, epoch+1)
         self.state['loss'].append(loss)
         self.state['probes'].append(found)
@@ -206,25 +206,29 @@ class Trainer:
 
     def _judge(self, at):
         "Probe and keep what there is; the generators are left as they were, training goes on"
-        found = probe(self.step.method, self.step.views, self.step.pairs, self.r['seed'])
-        self.state['judged'][str(at)] = found
+        self.state['judged'][str(at)] = self._probe()
         if rank()==0:
             folder = self.steps/f'{at:08d}'
             folder.mkdir(parents=True, exist_ok=True)
             self.save(folder/'encoder.safetensors')
         self.step.method.train()
 
+    def _probe(self):
+        return probe(self.step.method, self.step.views, self.step.pairs, self.r['seed'])
+
     def _keep(self):
         if rank()==0: save_state(self.checkpoint, self.step, **self.state)
         self.saved = time.time()
 
     def _line(self, epoch, found):
-        chance = self.step.method.chance(self.step.batch)
+        "What is printed after an epoch"
+        views, chance = self.step.views, self.step.method.chance(self.step.batch)
         return ', '.join([
-            f"{self.step.views.mode} corruption {self.step.views.corruption}, epoch {epoch+1} of {self.r['epochs']}",
+            f"{views.mode} corruption {views.corruption}, epoch {epoch+1} of {self.r['epochs']}",
             f"loss {self.state['loss'][-1]:.3f}" + (f' (chance {chance:.3f})' if chance else ''),
-            f"RankMe {found['rankme']:.0f}", f"retrieval@1 {found['retrieval']:.3f}",
-            f"within a date {found['retrieval_in_date']:.3f} (chance {found['retrieval_in_date_chance']:.3f})",
+            f"RankMe {found['rankme']:.0f}",
+            f"retrieval@1 {found['retrieval']:.3f}",
+            f"within a date {found['retrieval_in_date']:.3f}",
             f"ridge {found['ridge']:.3f}"])
 
 # %% ../nbs/03_pretrain.ipynb #7101efa9
@@ -273,10 +277,12 @@ def encoder(
     epochs = r['pretrain_epochs'] if epochs==-1 else epochs
     if not epochs: return untrained(pairs, r, seed, device)
     method = find_method(r['method'])
-    if mode not in method.modes: raise ValueError(f"{r['method']} has the modes {', '.join(method.modes)}, not {mode}")
+    if mode not in method.modes:
+        raise ValueError(f"{r['method']} has the modes {', '.join(method.modes)}, not {mode}")
     own = dict(
-        mode=mode, corruption=float(corruption), epochs=epochs, batch=r['pretrain_batch'], lr=r['pretrain_lr'],
-        seed=derive(seed, 'encoder'), device=device, options=check_options(method, r['options']), judge=sorted(judge))
+        mode=mode, corruption=float(corruption), seed=derive(seed, 'encoder'), device=device,
+        epochs=epochs, batch=r['pretrain_batch'], lr=r['pretrain_lr'],
+        options=check_options(method, r['options']), judge=sorted(judge))
     same = pick(r, 'method pairing dim blocks dropout precision optimizer weight_decay threads')
     make = functools.partial(make_encoder, method=method, views=views or modes[mode])
     if load is not Pairs: make = functools.partial(make, load=load)
@@ -297,7 +303,8 @@ def make_step(
 )->dict: # What it is
     "An encoder as it was at a step"
     at = recipe['step']
-    shutil.copyfile(trajectory/'steps'/f'{at:08d}'/'encoder.safetensors', folder/'encoder.safetensors')
+    kept = trajectory/'steps'/f'{at:08d}'/'encoder.safetensors'
+    shutil.copyfile(kept, folder/'encoder.safetensors')
     return dict(step=at)
 
 def at_step(
@@ -306,11 +313,17 @@ def at_step(
 )->Run: # `encoder.safetensors`
     "The encoder of a judged step; raises `ValueError` for one that is not judged"
     judged = run.recipe.get('judge', [])
-    if step not in judged: raise ValueError(f"step={step} is not judged by {run}: {', '.join(map(str, judged)) or 'none is'}")
+    if step not in judged:
+        known = ', '.join(map(str, judged)) or 'none is'
+        raise ValueError(f'step={step} is not judged by {run}: {known}')
     return Run('pretrain', dict(step=step), make_step, trajectory=run)
 
-# %% ../nbs/03_pretrain.ipynb #4de5f985
-variants = {f'{mode} {rate}': dict(mode=mode, corruption=rate) for mode in ('unimodal', 'bimodal') for rate in (.2, .6)}
+# %% ../nbs/03_pretrain.ipynb #bb0bd6c5
+variants = {
+    'unimodal 0.2': dict(mode='unimodal', corruption=.2),
+    'unimodal 0.6': dict(mode='unimodal', corruption=.6),
+    'bimodal 0.2': dict(mode='bimodal', corruption=.2),
+    'bimodal 0.6': dict(mode='bimodal', corruption=.6)}
 
 def encoders(
     pairs, # `Run` or path of the pairs
@@ -325,18 +338,20 @@ def encoders(
 # %% ../nbs/03_pretrain.ipynb #76e4e025
 def command_line()->argparse.ArgumentParser: # Of `python -m cropnb.pretrain`
     "The words that it takes"
-    a = argparse.ArgumentParser(prog='cropnb.pretrain', description='Pre-train outside the notebooks; recipe keys as key=value')
-    a.add_argument('pairs', type=Path, help='pairs.h5, or the folder that holds it')
-    a.add_argument('out', type=Path, help='folder where encoder.safetensors goes')
-    a.add_argument('--mode', default='bimodal', help=f"{' | '.join(modes)}")
-    a.add_argument('--corruption', type=float, default=.2, help='fraction of the features that SCARF replaces, 0..1')
-    a.add_argument('--profile', default='demo', help='smoke | demo | paper')
-    a.add_argument('--protocol', default='corrected', help='corrected | paper')
-    a.add_argument('--seed', type=int, default=0)
-    a.add_argument('--epochs', type=int, default=-1, help="-1: the profile's; 0: the untrained control")
-    a.add_argument('--device', default='cpu', help='cpu | cuda')
-    a.add_argument('changes', nargs='*', metavar='key=value', help='recipe keys, such as method=clip')
-    return a
+    say = 'Pre-train outside the notebooks; recipe keys as key=value'
+    words = argparse.ArgumentParser(prog='cropnb.pretrain', description=say)
+    add = words.add_argument
+    add('pairs', type=Path, help='pairs.h5, or the folder that holds it')
+    add('out', type=Path, help='folder where encoder.safetensors goes')
+    add('--mode', default='bimodal', help=' | '.join(modes))
+    add('--corruption', type=float, default=.2, help='fraction that SCARF replaces, 0..1')
+    add('--profile', default='demo', help='smoke | demo | paper')
+    add('--protocol', default='corrected', help='corrected | paper')
+    add('--seed', type=int, default=0, help='of weights, views and order')
+    add('--epochs', type=int, default=-1, help="-1: the profile's; 0: the untrained control")
+    add('--device', default='cpu', help='cpu | cuda')
+    add('changes', nargs='*', metavar='key=value', help='recipe keys, such as method=clip')
+    return words
 
 def changed(
     words:list, # 'key=value'

@@ -6,14 +6,18 @@
 __all__ = ['probes', 'bins', 'label_fields', 'flatten', 'linear_probe', 'ridge_probe', 'nearest', 'forest', 'make_probe',
            'probing', 'probe_grid', 'names_fields', 'label_grid']
 
-# %% ../nbs/04_probing.ipynb #f8792458
+# %% ../nbs/04_probing.ipynb #0c9bb1df
+import itertools
 from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits
 from .downstream import training
 from .encoder import load_encoder
@@ -43,7 +47,10 @@ def _mean(x, mask):
 # %% ../nbs/04_probing.ipynb #798cdeba
 def linear_probe(n, seed):
     "Logistic regression, solved until machines agree"
-    return LogisticRegression(C=100/n, tol=1e-3, max_iter=200)
+    double = FunctionTransformer(np.float64)
+    own_axes = PCA(svd_solver='full')
+    solved = LogisticRegression(C=100/n, solver='newton-cg', tol=1e-6, max_iter=200)
+    return make_pipeline(double, own_axes, solved)
 
 def ridge_probe(n, seed):
     "Least squares with a penalty"
@@ -57,13 +64,14 @@ def forest(n, seed):
     "Five hundred trees"
     return RandomForestClassifier(500, random_state=seed)
 
-probes = dict(linear=linear_probe, ridge=ridge_probe, knn=nearest, forest=forest) # of n samples and a seed
+# of n samples and a seed
+probes = dict(linear=linear_probe, ridge=ridge_probe, knn=nearest, forest=forest)
 bins = dict(linear=12, ridge=12, knn=12, forest=0)
 
 # %% ../nbs/04_probing.ipynb #e2394b2f
 def make_probe(
     folder:Path, # Where `predictions.npy` and `votes.npy` go
-    recipe:dict, # task, family, bins, run_seed, seed, fields, threads, and names for the score table
+    recipe:dict, # From `probing`
     features:Path, # Folder of what it sees
     encoder:Path, # Folder of the encoder
     series:Path, # Folder of the task
@@ -91,7 +99,8 @@ def probing(
     fields:int=0, # Labelled fields of each class; 0: all
 )->Run: # A record like a training's
     "One probe as a run; raises `ValueError`"
-    if family not in probes: raise ValueError(f"family={family!r} is not one of {', '.join(probes)}")
+    if family not in probes:
+        raise ValueError(f"family={family!r} is not one of {', '.join(probes)}")
     own = dict(
         task=task, family=family, config=0, bins=bins[family], fields=fields,
         run_seed=seed, seed=derive(seed, 'probe', task, family), device=device)
@@ -120,10 +129,10 @@ label_fields = (1, 2, 5, 10, 0)
 def names_fields(
     series, # `Run` or folder of a task's series
 )->bool: # Are their fields known?
-    "Asked of the plan where the series are not made yet: the authors' files name none"
-    folder = Path(getattr(series, 'path', series))
-    if not (folder/'train.h5').exists(): return getattr(series, 'recipe', {}).get('fields_named', True)
-    with h5py.File(folder/'train.h5') as h: return count_fields(h['field_id'][:]) is not None
+    "Asked of the plan, where the series may not be made yet, or of the files"
+    if isinstance(series, Run): return series.recipe.get('fields_named', True)
+    with h5py.File(Path(series)/'train.h5') as h:
+        return count_fields(h['field_id'][:]) is not None
 
 def label_grid(
     series, # `Run` or folder of a task's series
@@ -139,4 +148,5 @@ def label_grid(
         if family in probes: return probing(series, e, task, family, r, seed, device, k)
         return training(series, e, task, family, 0, r, seed, device, fields=k)
     counts = label_fields if names_fields(series) else (0,)
-    return {(name, f, k): one(e, f, k) for name,e in encoders.items() for f in families for k in counts}
+    cells = itertools.product(encoders, families, counts)
+    return {(name, f, k): one(encoders[name], f, k) for name,f,k in cells}

@@ -19,9 +19,10 @@ def partners(
     seed:int, # Of the shuffle
 )->np.ndarray: # Index of each pair's PlanetScope window
     "The pairing control: does a pair teach the place, or only the season?"
+    if pairing not in ('same_date', 'random'):
+        raise ValueError(f'pairing={pairing!r} is not one of aligned, same_date, random')
     rng = np.random.default_rng(seed)
     if pairing=='random': return rng.permutation(len(date))
-    if pairing!='same_date': raise ValueError(f'pairing={pairing!r} is not one of aligned, same_date, random')
     index = np.arange(len(date))
     for day in np.unique(date): index[date==day] = rng.permutation(index[date==day])
     return index
@@ -32,7 +33,7 @@ class Pairs:
     def __init__(self,
         path:Path, # `pairs.h5`, from `cropnb.data.pairs`, or the folder that holds it
         device:str='cpu', # cpu | cuda
-        pairing:str='aligned', # aligned | same_date | random: which PlanetScope window goes with which pixel
+        pairing:str='aligned', # aligned | same_date | random: which window goes with which pixel
         seed:int=0, # Of the two shuffled controls
     ):
         path = Path(path)/'pairs.h5' if Path(path).is_dir() else Path(path)
@@ -42,13 +43,13 @@ class Pairs:
             self.s2 = as_int16(h['sentinel2_data'][:]).to(device)
             self.ps = as_int16(h['planet_data'][:][window]).flatten(1).to(device)
             self.source = str(h.attrs.get('source', path))
-            known = [k for k in ('date', 'crop', 'field_id') if k in h]
-            self.about = {k: torch.from_numpy(h[k][:].astype('int64')) for k in known} # for the probes alone
+            self.about = _labels(h) # for the probes alone
         self.norm = [self._norm('s2', 1, device), self._norm('ps', 9, device)]
 
     def _norm(self, sensor, pixels, device):
-        "mean and sd of each feature: a band's, for each pixel of the window"
-        return tuple(self.stats[f'{sensor}_{m}'].repeat_interleave(pixels).to(device) for m in ('mean', 'std'))
+        "Mean and sd of each feature: a band's, for each pixel of the window"
+        by_band = self.stats[f'{sensor}_mean'], self.stats[f'{sensor}_std']
+        return tuple(v.repeat_interleave(pixels).to(device) for v in by_band)
 
     def __len__(self): return len(self.s2)
 
@@ -58,8 +59,15 @@ _names = ('s2_mean', 's2_std', 'ps_mean', 'ps_std')
 def _statistics(h, path):
     "Mean and sd of each band, kept beside the pairs"
     lacking = sorted(set(_names)-set(h.attrs))
-    if lacking: raise ValueError(f"{path} lacks the statistics {', '.join(lacking)}: run cropnb.data.add_moments on it")
+    if lacking:
+        fix = 'run cropnb.data.add_moments on it'
+        raise ValueError(f"{path} lacks the statistics {', '.join(lacking)}: {fix}")
     return {k: torch.tensor(np.asarray(h.attrs[k]), dtype=torch.float32) for k in _names}
+
+def _labels(h):
+    "Date, crop and field of each pair, where they are known"
+    known = [k for k in ('date', 'crop', 'field_id') if k in h]
+    return {k: torch.from_numpy(h[k][:].astype('int64')) for k in known}
 
 def _windows(h, path, pairing, seed):
     "Which window goes with which pixel"

@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['s2_bands', 'ps_bands']
 
-# %% ../../nbs/engine/06_bands.ipynb #2d8b2410
-s2_bands = 'B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12'.split() # Sentinel-2, without B10, which sees cirrus alone
-ps_bands = 'blue green red nir'.split() # PlanetScope
+# %% ../../nbs/engine/06_bands.ipynb #a993c193
+# Sentinel-2, without B10, which sees cirrus alone
+s2_bands = 'B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12'.split()
+
+# PlanetScope
+ps_bands = 'blue green red nir'.split()

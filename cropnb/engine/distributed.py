@@ -41,7 +41,8 @@ def mine(
 )->torch.Tensor: # (N/K, ...) this process's rows
     "Raises `ValueError` for a batch that does not divide"
     processes = world()
-    if len(x)%processes: raise ValueError(f'A batch of {len(x)} does not divide among {processes} processes')
+    if len(x)%processes:
+        raise ValueError(f'A batch of {len(x)} does not divide among {processes} processes')
     return x.chunk(processes)[rank()]
 
 # %% ../../nbs/engine/08_distributed.ipynb #9dcaa057
@@ -107,7 +108,7 @@ def globalise(
 def add_gradients(
     m:nn.Module, # After `backward`
 ):
-    "Sum of the processes' gradients, which is that of the global batch; what is not trained has none"
+    "The processes' gradients, summed to that of the global batch; what is not trained has none"
     if world()==1: return
     trained = [p for p in m.parameters() if p.grad is not None]
     flat = torch.cat([p.grad.flatten() for p in trained])

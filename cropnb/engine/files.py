@@ -21,7 +21,8 @@ def repo_root(
     above = [here, *here.parents, *Path(__file__).resolve().parents]
     for folder in above:
         if (folder/'settings.ini').exists() and (folder/'nbs').is_dir(): return folder
-    raise FileNotFoundError(f'No settings.ini beside nbs/ above {here}: start inside the cropnb repository')
+    say = 'start inside the cropnb repository'
+    raise FileNotFoundError(f'No settings.ini beside nbs/ above {here}: {say}')
 
 # %% ../../nbs/engine/00_files.ipynb #42f49be0
 def runs_dir()->Path: # `$CROPNB_RUNS` (a scratch disk, say), else `runs/` in the repository

@@ -31,19 +31,22 @@ def _text_nodes(
     tree:ast.Module, # A program
 ): # Yields nodes whose text cannot change a result
     for node in ast.walk(tree):
-        body = getattr(node, 'body', None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and _is_text(body[:1]):
-            yield body[0]
-        if isinstance(node, ast.Raise) or _is_print(node): yield from _strings(node)
+        if isinstance(node, _with_docstring):
+            yield from filter(_is_text, node.body[:1])
+        if isinstance(node, ast.Raise) or _is_print(node):
+            yield from _strings(node)
 
-def _is_text(body):
-    return bool(body) and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, 'value', None), str)
+_with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+def _is_text(statement):
+    value = getattr(statement, 'value', None)
+    return isinstance(statement, ast.Expr) and isinstance(getattr(value, 'value', None), str)
 
 def _is_print(node):
     return isinstance(node, ast.Call) and getattr(node.func, 'id', '')=='print'
 
 def _strings(node):
-    "Strings below a node; an f-string whole, since its parts have no reliable place before Python 3.12"
+    "Strings below a node; an f-string whole: its parts have no reliable place before Python 3.12"
     for child in ast.iter_child_nodes(node):
         constant = isinstance(child, ast.Constant) and isinstance(child.value, str)
         if constant or isinstance(child, ast.JoinedStr): yield child
@@ -54,8 +57,15 @@ def _spans(
     source:str, # A program
 )->list: # (start, end) of each such text, as (line, column) in characters
     lines = source.split('\n')
-    def place(line, column): return line, len(lines[line-1].encode()[:column].decode()) # ast counts bytes
-    return [(place(n.lineno, n.col_offset), place(n.end_lineno, n.end_col_offset)) for n in _text_nodes(ast.parse(source))]
+
+    def place(line, column): # ast counts bytes, the tokenizer characters
+        before = lines[line-1].encode()[:column]
+        return line, len(before.decode())
+
+    def span(node):
+        return place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset)
+
+    return [span(node) for node in _text_nodes(ast.parse(source))]
 
 def _tokens(
     source:str, # A program
@@ -79,14 +89,14 @@ def _between(lines, start, end):
 # %% ../../nbs/engine/04_names.ipynb #3dcfa8b4
 def skeleton(
     source:str, # A program
-)->str: # The same for every program that does the same but for texts and layout; on every Python from 3.11
+)->str: # The same for programs that differ in texts and layout alone, on every Python from 3.11
     "What of a module is hashed"
     spans = _spans(source)
     def cut(place): return any(start<=place<end for start,end in spans)
     kept = []
     for text,place in _tokens(source):
         empty_line = text=='NEWLINE' and kept[-1:] in ([], ['NEWLINE'], ['INDENT'], ['DEDENT'])
-        if not cut(place) and not empty_line: kept.append(text) # of a docstring its line end is left
+        if not cut(place) and not empty_line: kept.append(text) # of a docstring a line end is left
     return ' '.join(kept)
 
 # %% ../../nbs/engine/04_names.ipynb #1d097f31
@@ -136,7 +146,8 @@ def _source(
 )->str: # What is on disk, which has to be what runs
     path = _path(module)
     if module in sys.modules and path.stat().st_mtime>_start:
-        raise RuntimeError(f'{path} was written after this process began: restart the kernel, so that what runs is what is named')
+        say = 'restart the kernel, so that what runs is what is named'
+        raise RuntimeError(f'{path} was written after this process began: {say}')
     return path.read_text(encoding='utf-8')
 
 @functools.cache
@@ -159,8 +170,10 @@ def full_name(
 )->str: # Its module and name, and what a partial changes
     "What a function is called"
     if not isinstance(f, functools.partial): return f'{f.__module__}.{f.__qualname__}'
-    changes = [f'{key}={full_name(v) if callable(v) else v}' for key,v in sorted(f.keywords.items())]
+    changes = [f'{key}={_shown(value)}' for key,value in sorted(f.keywords.items())]
     return f"{full_name(f.func)}({', '.join(changes)})"
+
+def _shown(value): return full_name(value) if callable(value) else value
 
 # %% ../../nbs/engine/04_names.ipynb #3e472263
 def parts(
@@ -209,5 +222,10 @@ def fingerprint(
     "A name for data that we did not make"
     path = Path(path)
     if path.is_file(): found = [path]
-    else: found = sorted(p for p in map(Path, path.rglob('*') if files is None else files) if p.is_file())
-    return digest([(Path(os.path.relpath(p, path)).as_posix(), p.stat().st_size, _hash_file(p)) for p in found])
+    else: found = map(Path, path.rglob('*') if files is None else files)
+    return digest([_entry(p, path) for p in sorted(found) if p.is_file()])
+
+def _entry(path, folder):
+    "Name, size and contents"
+    name = Path(os.path.relpath(path, folder)).as_posix()
+    return name, path.stat().st_size, _hash_file(path)

@@ -15,8 +15,11 @@ def declared(
     "What a parameters cell declares"
     names = {}
     for line in ast.parse(source).body:
-        if isinstance(line, ast.AnnAssign): names[line.target.id] = ast.unparse(line.annotation)
-        if isinstance(line, ast.Assign): names |= {t.id: None for t in line.targets if isinstance(t, ast.Name)}
+        if isinstance(line, ast.AnnAssign):
+            names[line.target.id] = ast.unparse(line.annotation)
+        if isinstance(line, ast.Assign):
+            plain = [t for t in line.targets if isinstance(t, ast.Name)]
+            names |= {target.id: None for target in plain}
     return names
 
 # %% ../../nbs/engine/01_parameters.ipynb #aaf9ad0a
@@ -27,7 +30,7 @@ def check_type(
     value, # What papermill put in
     kind:str, # Its annotation
 ):
-    "Raise `TypeError` where the value isn't of the annotated type; an int will do for a float, a bool is no number"
+    "Raise `TypeError` for another type than the annotated one; an int will do for a float"
     bool_as_number = isinstance(value, bool) and kind in ('int', 'float')
     if bool_as_number or not isinstance(value, _types.get(kind, object)):
         raise TypeError(f'{name}={value!r} is not of type {kind}')
@@ -37,7 +40,7 @@ def check_params(
     ns:dict, # The notebook's `globals()`
     **choices, # Values allowed for a parameter, such as `mode=('unimodal','bimodal')`
 )->bool: # Were parameters injected by papermill?
-    "Raise on an injected name that the parameters cell lacks, on a wrong type, and on a value that isn't a choice"
+    "Raise on a name that the notebook lacks, on a wrong type, and on a value that isn't a choice"
     cells = ns.get('In', [])
     injected = [i for i,cell in enumerate(cells) if cell.startswith('# Parameters\n')]
     if injected: _check_injected(ns, declared(cells[injected[0]-1]), declared(cells[injected[0]]))
@@ -48,5 +51,7 @@ def check_params(
 
 def _check_injected(ns, known, given):
     unknown = sorted(given.keys()-known)
-    if unknown: raise ValueError(f"No parameter {', '.join(unknown)}: this notebook has {', '.join(known)}")
-    for name in given: check_type(name, ns[name], known[name])
+    for name in given.keys() & known: check_type(name, ns[name], known[name])
+    if not unknown: return
+    has = ', '.join(known)
+    raise ValueError(f"No parameter {', '.join(unknown)}: this notebook has {has}")

@@ -23,7 +23,7 @@ from .names import code_of, digest, fingerprint, full_name
 from .recipes import named_part
 
 # %% ../../nbs/engine/05_records.ipynb #e8d16297
-def commit()->str: # Short hash, '+' where the code has uncommitted changes, 'nogit' outside a repository
+def commit()->str: # Short hash, '+' where the code has changed since, 'nogit' without a repository
     "The commit of the code; figures and notes do not count as code"
     try:
         head = _git('rev-parse', '--short', 'HEAD')
@@ -32,7 +32,8 @@ def commit()->str: # Short hash, '+' where the code has uncommitted changes, 'no
     return (head or 'nogit') + ('+' if changed else '')
 
 def _git(*words):
-    return subprocess.run(['git', *words], cwd=repo_root(), capture_output=True, text=True).stdout.strip()
+    told = subprocess.run(['git', *words], cwd=repo_root(), capture_output=True, text=True)
+    return told.stdout.strip()
 
 # %% ../../nbs/engine/05_records.ipynb #6fdee4fa
 def _peak_mb()->float|None: # Peak memory of this process so far, or `None` on Windows
@@ -70,16 +71,25 @@ class Run:
     ):
         self.stage,self.recipe,self.make,self.inputs = stage,recipe,make,inputs
         ids = {name: run_id(value) for name,value in inputs.items()}
-        self.what = dict(stage=stage, recipe=recipe, make=full_name(make), inputs=ids, code=code_of(make))
+        self.what = dict(
+            stage=stage, recipe=recipe, inputs=ids,
+            make=full_name(make), code=code_of(make))
         self.id = digest(self.what | dict(recipe=named_part(recipe)))
 
     @property
-    def path(self)->Path: return runs_dir()/self.stage/self.id # The record's folder
+    def path(self)->Path: # The record's folder
+        return runs_dir()/self.stage/self.id
+
     @property
-    def done(self)->bool: return (self.path/'result.json').exists() # Is it there?
+    def done(self)->bool: # Is it there?
+        return (self.path/'result.json').exists()
+
     @property
-    def lock(self)->Path: return runs_dir()/'.locks'/f'{self.stage}-{self.id}' # Held by who makes it
-    def __repr__(self): return f"{self.stage}/{self.id} ({'done' if self.done else 'to do'})"
+    def lock(self)->Path: # Held by who makes it
+        return runs_dir()/'.locks'/f'{self.stage}-{self.id}'
+
+    def __repr__(self):
+        return f"{self.stage}/{self.id} ({'done' if self.done else 'to do'})"
 
 # %% ../../nbs/engine/05_records.ipynb #9ec2e1c2
 class Folder:
@@ -113,8 +123,8 @@ def _finish(
     run:Run, # A run, locked
     part:Path, # Where it works
 ):
-    "Make the inputs, do the work, write log and result, and only then clean up and give the folder its name"
-    inputs = {k: v.get() if hasattr(v, 'get') else Path(v) for k,v in run.inputs.items()}
+    "Inputs, work, log and result; only then the folder gets its name"
+    inputs = {name: _get_input(o) for name,o in run.inputs.items()}
     (part/'tmp').mkdir(parents=True, exist_ok=True)
     if not (part/'result.json').exists():
         if _cuda(): _cuda().reset_peak_memory_stats() # a run's peak on a GPU is its own
@@ -125,12 +135,16 @@ def _finish(
     shutil.rmtree(part/'tmp')
     part.rename(run.path)
 
+def _get_input(o):
+    return o.get() if hasattr(o, 'get') else Path(o)
+
 def _work(run, part, inputs):
     "The stage's work, with a sentence for a disk that is full"
     try: return run.make(part, run.recipe, **inputs)
     except OSError as e:
         if e.errno!=errno.ENOSPC: raise
-        say = f'the disk is full ({e.strerror}): make room, or set CROPNB_RUNS to another one, and run it again; it goes on where it stopped'
+        fix = 'make room, or set CROPNB_RUNS to another one, and run it again'
+        say = f'the disk is full ({e.strerror}): {fix}; it goes on where it stopped'
         raise OSError(e.errno, say, str(part)) from e
 
 def _get(

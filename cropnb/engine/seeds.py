@@ -15,6 +15,10 @@ def derive(
     *names, # What it is for: 'split', ('pairs', 17), ...
 )->int: # A seed of its own, below 2**31
     "Independent streams from one seed"
-    plain = [int(n) if isinstance(n, numbers.Integral) else n for n in names] # NumPy writes its integers otherwise
-    key = repr((int(seed), *plain))
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], 'big') >> 1
+    key = repr((int(seed), *map(_plain, names)))
+    first = hashlib.sha256(key.encode()).digest()[:4]
+    return int.from_bytes(first, 'big') >> 1
+
+def _plain(name):
+    "NumPy writes its integers otherwise"
+    return int(name) if isinstance(name, numbers.Integral) else name

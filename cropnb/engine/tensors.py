@@ -34,12 +34,14 @@ def seeded(
     "A generator that depends on its key alone"
     return torch.Generator(device).manual_seed(derive(*key))
 
-# %% ../../nbs/engine/07_tensors.ipynb #ea20e4b0
+# %% ../../nbs/engine/07_tensors.ipynb #143f5dd8
 def pick_device(
     device:str='auto', # auto | cpu | cuda
 )->str: # 'cuda' where there is one and it was not declined
     "Raises `ValueError` for a name it does not know or a GPU that is not there"
     there = torch.cuda.is_available()
-    if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device={device!r} is not one of 'auto', 'cpu', 'cuda'")
-    if device=='cuda' and not there: raise ValueError("device='cuda', but torch sees no GPU here: use 'auto' or 'cpu'")
+    if device not in ('auto', 'cpu', 'cuda'):
+        raise ValueError(f"device={device!r} is not one of 'auto', 'cpu', 'cuda'")
+    if device=='cuda' and not there:
+        raise ValueError("device='cuda', but torch sees no GPU here: use 'auto' or 'cpu'")
     return 'cuda' if there and device!='cpu' else 'cpu'

@@ -8,7 +8,8 @@ __all__ = ['training_of', 'record_of']
 # %% ../../nbs/measure/02_scores.ipynb #622a60d0
 from pathlib import Path
 import numpy as np
-from .metrics import balanced_field_accuracy, confusion, field_accuracy, scores_of, votes, weighted_accuracy
+from .metrics import balanced_field_accuracy, confusion, field_accuracy
+from .metrics import scores_of, votes, weighted_accuracy
 
 # %% ../../nbs/measure/02_scores.ipynb #11506a50
 def training_of(
@@ -50,4 +51,5 @@ def _who(what, frozen):
     return dict(
         mode=what['mode'], method=what.get('method'), options=what.get('options', {}),
         training=training_of(what['mode'], frozen), corruption=what['corruption'],
-        pairing=recipe.get('pairing'), encoder_seed=recipe.get('seed'), pretrained_on=what['source'])
+        pairing=recipe.get('pairing'), encoder_seed=recipe.get('seed'),
+        pretrained_on=what['source'])

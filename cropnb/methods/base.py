@@ -12,7 +12,7 @@ from ..encoders import Projector, ResMLP
 
 # %% ../../nbs/methods/00_base.ipynb #c453eefc
 class Method(nn.Module):
-    "An encoder and a projector for each view, or one of each for all where the views share a network"
+    "An encoder and a projector a view, or one of each for all that share a network"
     modes = ('unimodal', 'bimodal') # the views that it makes sense with
     paired = True # do the first two outputs belong together? (for the probes)
     def __init__(self,
@@ -31,17 +31,22 @@ class Method(nn.Module):
     def encoder(self)->nn.Module: # Sentinel-2's, which is what is kept
         return self.encoders[0]
 
-    def embed(self,
-        *views:torch.Tensor, # (N, F) each
-    )->list: # (N, dim) each
-        "Each view through its encoder"
-        return [self.encoders[i%len(self.encoders)](v) for i,v in enumerate(views)]
+    def network(self,
+        i:int, # Which view
+    )->tuple: # Its encoder and its projector
+        "Views that share a network have the first"
+        i %= len(self.encoders)
+        return self.encoders[i], self.projectors[i]
 
     def forward(self,
         *views:torch.Tensor, # (N, F) each: this process's rows, under autocast
     )->list: # (N, dim) each
         "Each view through its encoder and its projector"
-        return [self.projectors[i%len(self.encoders)](self.encoders[i%len(self.encoders)](v)) for i,v in enumerate(views)]
+        outs = []
+        for i,view in enumerate(views):
+            encoder,projector = self.network(i)
+            outs.append(projector(encoder(view)))
+        return outs
 
     def loss(self,
         *outs:torch.Tensor, # What `forward` gave, everyone's rows, fp32
@@ -51,7 +56,7 @@ class Method(nn.Module):
     def after(self,
         done:torch.Tensor, # Share of the training that is behind, a scalar on the device
     ):
-        "What follows a step: a teacher, a queue, a centre. Asks nothing of the device, rebinds no tensor"
+        "A teacher, a queue, a centre; asks nothing of the device, and rebinds no tensor"
 
     def chance(self,
         batch:int, # Samples of a batch
@@ -64,11 +69,13 @@ def check_batches(
     z1:torch.Tensor, # (N, D)
 ):
     "Raise `ValueError` for views that do not match, or a batch without negatives"
-    if z0.shape!=z1.shape or z0.ndim!=2: raise ValueError(f'Two (N, D) views wanted, got {tuple(z0.shape)} and {tuple(z1.shape)}')
+    if z0.shape!=z1.shape or z0.ndim!=2:
+        raise ValueError(f'Two (N, D) views wanted, got {tuple(z0.shape)} and {tuple(z1.shape)}')
     if len(z0)<2: raise ValueError('A loss over a batch needs at least two samples')
-    on_cpu = z0.device.type=='cpu' # a GPU would have to wait at every step; there the end of the epoch asks
-    if on_cpu and not (z0.isfinite().all() and z1.isfinite().all()):
-        raise ValueError('The embeddings hold NaN or infinite values: look at the input, or take a smaller learning rate')
+    if z0.device.type!='cpu': return # a GPU would wait; there the end of the epoch asks
+    if not (z0.isfinite().all() and z1.isfinite().all()):
+        fix = 'look at the input, or take a smaller learning rate'
+        raise ValueError(f'The embeddings hold NaN or infinite values: {fix}')
 
 # %% ../../nbs/methods/00_base.ipynb #688dfc42
 def at_least_fp32(

@@ -39,15 +39,17 @@ def check_options(
     cls:type, # A method
     options:dict, # Name -> value
 )->dict: # Those that differ from the default
-    "Raise `ValueError` for an option that the method does not have, or of another type than its default"
+    "Raise `ValueError` for an option that the method lacks, or of another type than its default"
     known = options_of(cls)
     unknown = sorted(options.keys()-known)
     if unknown:
-        raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}: it has {', '.join(f'{k}={v}' for k,v in known.items())}")
+        has = ', '.join(f'{k}={v}' for k,v in known.items())
+        raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}: it has {has}")
     for name,value in options.items(): _check_kind(cls, name, value, known[name])
     return {k: v for k,v in options.items() if v!=known[k]}
 
 def _check_kind(cls, name, value, default):
     number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
     if not number and type(value) is not type(default):
-        raise ValueError(f'{cls.__name__}: option {name}={value!r} is not of the type of its default {default!r}')
+        say = f'is not of the type of its default {default!r}'
+        raise ValueError(f'{cls.__name__}: option {name}={value!r} {say}')
