@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scenes', 'block', 'settings', 'limits', 'write_tile', 'toa', 'write_breizhcrops', 'parse_scene', 'make_scene',
-           'scene']
+           'TwinScene', 'scene']
 
 # %% ../../nbs/twin/05_scene.ipynb #4b51e9a6
 import contextlib, os, pickle, sys, types
@@ -244,14 +244,31 @@ def make_scene(
     return tiles|dict(breizh=write_breizhcrops(folder, recipe))
 
 # %% ../../nbs/twin/05_scene.ipynb #8abed2fb
-_code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape scene'.split()))])
+_rooms = 'phenology prosail optics sensors landscape scene'.split()
+_code = digest([shipped, code_of(*(f'cropnb.twin.{room}' for room in _rooms))])
 
-# %% ../../nbs/twin/05_scene.ipynb #83953737
+# %% ../../nbs/twin/05_scene.ipynb #7be0c9e1
+class TwinScene(Run):
+    "A scene as data: a `Run` that makes the folder, with the answers that the chapters ask for"
+    simulated = True
+    @property
+    def name(self)->str: return f"SIMULATED twin:{self.recipe['scene']}" # On the face of every figure
+    @property
+    def dates(self)->int: return self.recipe['dates'] # Sentinel-2 acquisitions of a tile
+    @property
+    def extent(self)->int: return self.recipe['extent'] # Side of a tile, m
+    def tile(self, part:str)->Run: return self # train | test
+    def parcels(self, year:int)->Run: return self # Brittany, whose only year is 2018
+    def authors_file(self, name:str)->None: return None # The twin writes tiles, not the authors' HDF5
+
+# %% ../../nbs/twin/05_scene.ipynb #3c5d8f10
 def scene(
     name:str='demo', # As in `parse_scene`
     seed:int=0, # Of everything in it
-)->Run: # `get()` makes it; about half a minute for demo
+)->TwinScene: # `get()` makes it; about half a minute for demo
     "A simulated scene; raises `ValueError` for a name or setting that isn't there"
-    r = parse_scene(name); farm = dict(farm=Folder(Path(r['farm']))) if r['farm'] else {}
-    name = name.replace(r['farm'] or '//', Path(r['farm']).name) # the file's content counts, not where it lies
-    return Run('scene', dict(scene=name, seed=seed, **{k: v for k,v in r.items() if k!='farm'}), make_scene, _code, **farm)
+    recipe, inputs = parse_scene(name), {}
+    if farm := recipe.pop('farm'):
+        inputs['farm'] = Folder(Path(farm))
+        name = name.replace(farm, Path(farm).name)   # the file's content counts, not where it lies
+    return TwinScene('scene', dict(scene=name, seed=seed, **recipe), make_scene, _code, **inputs)
