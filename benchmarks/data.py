@@ -12,7 +12,8 @@ import numpy as np
 def write(d, dates):
     import geopandas as gpd, rasterio
     from rasterio.transform import from_origin
-    from cropnb.twin.scene import _pickled_bbox, draw_parcels
+    from cropnb.twin.scene import _pickled_bbox
+    from cropnb.twin.landscape import draw_parcels
     from shapely.geometry import box
     W,N = 432_000, 5_832_000; rng = np.random.default_rng(0)
     s2 = d/'x_train_source_sentinel_2'/'t'; lab = d/'x_train_labels'; s2.mkdir(parents=True); lab.mkdir()
@@ -41,7 +42,8 @@ def tuned_read(d, dates):
     os.environ['GDAL_CACHEMAX'] = '64'; return just_read(d, dates)
 
 def sample(d, dates):
-    from cropnb.data import candidates, match_days, open_tile, part_of, _all_dates
+    from cropnb.prepare.pairs import candidates, match_days, _all_dates
+    from cropnb.prepare.fields import open_tile, part_of
     t = open_tile(d); r = dict(pairs_per_date=100_000, clouds='all', seed=0); c = candidates(t, part_of(d, 'pretrain')); (d/'tmp').mkdir(exist_ok=True)
     days = match_days(t.s2.dates[:dates], t.ps.dates); [f.unlink() for f in (d/'tmp').iterdir()]
     s = time.perf_counter(); _all_dates(d/'tmp', r, t, c, days); return time.perf_counter()-s

@@ -11,13 +11,15 @@ import os, sys, tempfile, time
 
 def main(device='cpu', n_jobs=2, profile='demo', dates=144):
     import h5py, numpy as np, torch, torch.nn.functional as F
-    from cropnb.core import recipe, resolve
+    from cropnb.engine.recipes import recipe
+    from cropnb.data import resolve
     from cropnb.data import pairs
     from cropnb.downstream import build, sets, training
-    from cropnb.encoders import families
-    from cropnb.pretrain import encoder, load_encoder
+    from cropnb.base_models import families
+    from cropnb.pretrain import encoder
+    from cropnb.encoder import load_encoder
     from cropnb.studies.difficulty import task
-    from cropnb.workers import work
+    from cropnb.engine.workers import work
     threads = torch.get_num_threads(); r = recipe(profile); smoke = recipe('smoke'); enc = encoder(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0, epochs=0); enc.get()
     t = task(1001, fields=27, pixels=5, dates=dates); t.get(); n_sets = min(r['n_sets'], 2)
     cells = [training(t, enc, 1, f, i, r, 0, device) for f in families for i in range(n_sets)]

@@ -8,8 +8,10 @@ with cross_entropy), Adam. Ours: `cropnb.pretrain`'s step. Same networks, same d
 import sys, tempfile, time
 from pathlib import Path
 import h5py, numpy as np, torch, torch.nn.functional as F
-from cropnb.core import recipe
-from cropnb.pretrain import Nets, Pairs, Step, one_epoch, two_views, seeded
+from cropnb.engine.recipes import recipe
+from cropnb.pretrain import Nets, Step, one_epoch, two_views
+from cropnb.views import Pairs
+from cropnb.engine.tensors import seeded
 
 device = sys.argv[1] if len(sys.argv)>1 else 'cpu'; steps = int(sys.argv[2]) if len(sys.argv)>2 else 6; batch = 2048
 sync = torch.cuda.synchronize if device=='cuda' else lambda: None

@@ -10,7 +10,8 @@ cases = dict(tiny=('tiny', ('train', 'test')), demo=('demo', ('train', 'test')),
              year_of_2400_m=('year,daily=True', ('train',)), pairs_14_4_million=(14_400_000, ()))
 
 def scene_case(folder, name, parts):
-    from cropnb.twin.scene import Land, parse_scene, write_tile
+    from cropnb.twin.landscape import Land
+    from cropnb.twin.scene import parse_scene, write_tile
     for p in parts: write_tile(folder, Land(parse_scene(name)|dict(seed=0), p), folder/'tmp')
 
 def pairs_case(folder, n):

@@ -10,7 +10,8 @@ __all__ = ['checks', 'claims', 'in_table1', 'wins', 'always_wins', 'own_wins', '
 import functools, tempfile, tomllib
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import recipe, records
+from .engine.recipes import recipe
+from .engine.records import records
 from .encoders import ResMLP, n_params
 from .evaluate import all_fields, published, relative_gain, side_by_side, win_matrix
 from .statistics import mean_interval
@@ -172,8 +173,8 @@ def _gradient(
     folder:str, # Where they meet, and where the gradient goes
 ):
     import torch, torch.distributed as dist
-    from cropnb.distributed import gather, mine
-    from cropnb.losses import nt_xent
+    from cropnb.engine.distributed import gather, mine
+    from cropnb.methods.contrast import nt_xent
     torch.set_num_threads(1); g = torch.Generator().manual_seed(0); x = [torch.randn(64, 12, generator=g, dtype=torch.float64) for _ in range(2)]; w = torch.randn(12, 8, generator=g, dtype=torch.float64).requires_grad_()
     if world>1: dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=world)
     nt_xent(*(gather(mine(v)@w) for v in x)).backward()

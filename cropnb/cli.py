@@ -9,9 +9,10 @@ __all__ = ['overlap', 'check_images', 'check_values', 'check_fields', 'main']
 import argparse, http.client, sys, tarfile, zipfile
 from pathlib import Path
 import numpy as np
-from .data import apportion, cloud_of, field_raster, fractions, match_days, open_tile
+from .prepare.fields import apportion, cloud_of, field_raster, fractions, open_tile
+from .prepare.pairs import match_days
 from .sources import breizhcrops
-from .sources.denethor import ps_bands, s2_bands
+from .engine.bands import ps_bands, s2_bands
 from .sources.own import write_template
 
 # %% ../nbs/sources/04_cli.ipynb #f0aff0ca

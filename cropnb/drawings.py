@@ -11,8 +11,11 @@ import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from .evaluate import colours, styled
 from .encoders import n_params
-from .pretrain import Nets, Pairs, bands, load_encoder, probe_rows
-from .losses import corrupt
+from .pretrain import Nets
+from .views import Pairs, probe_rows
+from .engine.bands import bands
+from .encoder import load_encoder
+from .views import corrupt
 
 # %% ../nbs/05_drawings.ipynb #818469f6
 def _box(

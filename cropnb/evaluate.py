@@ -12,7 +12,8 @@ import json, os
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, tabulate
-from .core import Run, write_text
+from .engine.records import Run
+from .engine.files import write_text
 
 # %% ../nbs/05_evaluate.ipynb #7cb16aeb
 def _row(

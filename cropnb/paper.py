@@ -9,7 +9,9 @@ __all__ = ['Cell', 'plan', 'seconds', 'summary', 'command', 'execute', 'run_stag
 import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from .core import Run, data_name, records, repo_root, runs_dir
+from .engine.records import Run, records
+from .data import data_name
+from .engine.files import repo_root, runs_dir
 from .data import megabytes, pairs, series
 from .downstream import grid
 from .pretrain import encoders, variants

@@ -3,14 +3,15 @@ import json, os, subprocess, sys
 import numpy as np, pytest, torch
 from safetensors.torch import load_file
 from conftest import root
-from cropnb.core import recipe, resolve
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
 from cropnb.data import pairs
 
 step = '''
 import sys, torch
 from safetensors.torch import save_file
-from cropnb.distributed import add_gradients, gather, globalise, joined, mine, rank, world
-from cropnb.losses import losses
+from cropnb.engine.distributed import add_gradients, gather, globalise, joined, mine, rank, world
+from cropnb.claims import losses
 from cropnb.pretrain import Nets
 with joined():
     torch.manual_seed(0); nets = globalise(Nets('bimodal', 32, 2)).double().train(); out = {}

@@ -2,13 +2,18 @@
 import json
 import numpy as np, pytest, torch
 from torch import nn
-from cropnb.core import recipe, resolve, result
-from cropnb.data import own_task, pairs, series
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
+from cropnb.engine.records import result
+from cropnb.prepare.seasons import own_task
+from cropnb.data import pairs, series
 from cropnb.downstream import EndToEnd, build, fit, predict, training
-from cropnb.encoders import ResMLP, families
+from cropnb.encoders import ResMLP
+from cropnb.base_models import families
 from cropnb.evaluate import scores
 from cropnb.features import features, load_part, read_part
-from cropnb.pretrain import encoder, load_encoder
+from cropnb.pretrain import encoder
+from cropnb.encoder import load_encoder
 from cropnb.probing import label_grid, probes, probing
 
 @pytest.fixture(scope='module')

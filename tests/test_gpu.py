@@ -1,7 +1,8 @@
 "What is claimed of a GPU. Skipped where there is none; not yet run on one."
 import pytest, torch
 from cropnb import graph
-from cropnb.losses import corrupt, losses
+from cropnb.views import corrupt
+from cropnb.claims import losses
 from cropnb.pretrain import Nets, Step, one_epoch
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here: what runs on one is not yet measured')

@@ -1,7 +1,10 @@
 "The losses against oracles in float64 NumPy, and at the corners."
 import math
 import numpy as np, pytest, torch
-from cropnb.losses import barlow_twins, clip, corrupt, dcl, losses, nt_xent
+from cropnb.methods.decorrelate import barlow_twins
+from cropnb.methods.contrast import clip, dcl, nt_xent
+from cropnb.views import corrupt
+from cropnb.claims import losses
 
 def views(n=6, d=5, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed); return tuple(torch.randn(n, d, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))

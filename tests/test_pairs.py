@@ -4,7 +4,8 @@ from datetime import datetime, timezone
 import geopandas as gpd, h5py, numpy as np, pytest, rasterio
 from rasterio.transform import from_origin
 from shapely.geometry import box
-from cropnb.data import candidates, make_pairs, window_centre
+from cropnb.prepare.pairs import candidates, window_centre
+from cropnb.data import make_pairs
 from cropnb.sources.denethor import Tile
 from cropnb.twin.scene import _pickled_bbox
 
@@ -64,7 +65,7 @@ def test_resumes_at_the_shard(tmp_path):
     "An interrupted preparation goes on at the date where it stopped, with the same bytes"
     a,b = (write_scene(tmp_path/k, 3., 120) for k in 'ab')
     read(a, 100); whole = (a/'pairs.h5').read_bytes()
-    from cropnb.data import match_days, one_date, save_npz
+    from cropnb.prepare.pairs import match_days, one_date, save_npz
     t = Tile(b); c = candidates(t, [1]); one = one_date(t.s2[0], t.ps[t.ps.dates[0]], c, 100, np.random.default_rng([0, 0]), np.zeros(t.s2.shape, 'uint8'))
     (b/'tmp').mkdir(); save_npz(b/'tmp'/'0000.npz', date=np.full(100, t.s2.dates[0].astype(int), 'uint16'), **one)
     read(b, 100); assert (b/'pairs.h5').read_bytes()==whole

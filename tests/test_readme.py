@@ -63,7 +63,8 @@ def test_the_summary_of_the_claims():
 
 def test_the_claims_on_the_audit():
     "The same of the audit's stored table"
-    from cropnb.claims import ledger, summary
+    from cropnb.claims import ledger
+    from cropnb.measure.claims import summary
     from cropnb.studies.replication import named
     t = pd.read_csv(root/'nbs/studies/replication.csv'); on = 'SIMULATED, the audit'; n = summary(ledger(named(t[t.fields==0]), on)).loc[on].tolist()
     assert [[int(v) for v in m.split(' | ')] for m in re.findall(rf'^\| {on} \| (.*) \|$', text, re.M)]==[n]

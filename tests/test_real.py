@@ -1,8 +1,11 @@
 "What is real in the samples goes the same way as the twin; skipped where the samples are not at hand."
 import numpy as np, pandas as pd, pytest
 from rasterio.transform import from_origin
-from cropnb.core import recipe, resolve
-from cropnb.data import own_task, pairs, split_fields
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
+from cropnb.prepare.seasons import own_task
+from cropnb.data import pairs
+from cropnb.prepare.fields import split_fields
 from cropnb.downstream import training
 from cropnb.evaluate import relative_gain, scores, win_matrix
 from cropnb.pretrain import encoders

@@ -5,8 +5,11 @@ from pathlib import Path
 import geopandas as gpd, h5py, numpy as np, pandas as pd, pytest, rasterio
 from rasterio.transform import from_origin
 from shapely.geometry import box
-from cropnb.core import Run, recipe, resolve, result
-from cropnb.data import alignment, open_tile, pairs, part_of, series, split, verdict
+from cropnb.engine.records import Run, result
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
+from cropnb.data import alignment, pairs, series, split, verdict
+from cropnb.prepare.fields import open_tile, part_of
 from cropnb.sources import breizhcrops
 from cropnb.sources.own import template, write_template
 

@@ -2,13 +2,18 @@
 import os, shutil, signal, subprocess, sys
 import numpy as np, pytest
 from conftest import root
-from cropnb.core import Run, recipe, resolve, result
-from cropnb.data import own_task, pairs, series
-from cropnb.pretrain import encoder, encoders, load_encoder
+from cropnb.engine.records import Run, result
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
+from cropnb.prepare.seasons import own_task
+from cropnb.data import pairs, series
+from cropnb.pretrain import encoder, encoders
+from cropnb.encoder import load_encoder
 from cropnb.downstream import training
 
 code = '''
-from cropnb.core import recipe, resolve
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
 from cropnb.data import pairs
 from cropnb.pretrain import encoder
 r = recipe('smoke'); p = pairs(resolve('twin', 'smoke', 0), r, 0)
@@ -115,7 +120,7 @@ def test_probes_are_recorded_and_repeat(fresh_runs):
 
 def test_a_collapse_and_a_nan_stop_the_run(fresh_runs, monkeypatch):
     from cropnb import pretrain
-    from cropnb.probes import Collapse
+    from cropnb.measure.probes import Collapse
     p = pairs(resolve('twin', 'smoke', 0), recipe('smoke'), 0)
     monkeypatch.setitem(pretrain.losses, 'nt_xent', lambda a,b,t: (a-b).square().mean()+100*a.square().mean())   # everything to one point
     with pytest.raises(Collapse, match='embeddings collapsed in epoch'): encoder(p, recipe('smoke', pretrain_lr=.05, pretrain_epochs=60), 0, 'bimodal', 0.).get()

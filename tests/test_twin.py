@@ -3,8 +3,11 @@ import ast, os, signal, subprocess, sys, time
 from pathlib import Path
 import geopandas as gpd, h5py, numpy as np, pytest, rasterio
 from conftest import root
-from cropnb.core import Folder, recipe, resolve, result
-from cropnb.data import open_tile, pairs, series
+from cropnb.engine.records import Folder, result
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
+from cropnb.prepare.fields import open_tile
+from cropnb.data import pairs, series
 from cropnb.twin.landscape import Day, Land, truth
 from cropnb.twin.scene import make_scene, parse_scene, scene
 

@@ -2,17 +2,18 @@
 import os, signal, subprocess, sys, time
 import pytest
 from conftest import root
-from cropnb.core import recipe, resolve
+from cropnb.engine.recipes import recipe
+from cropnb.data import resolve
 from cropnb.data import pairs, series
 from cropnb.downstream import grid
 from cropnb.pretrain import encoders
-from cropnb.workers import work
+from cropnb.engine.workers import work
 
 toy = '''
 import os, sys, time
 from pathlib import Path
-from cropnb.core import Run
-from cropnb.workers import work
+from cropnb.engine.records import Run
+from cropnb.engine.workers import work
 
 def make(folder, recipe):
     with open(Path(sys.argv[2])/'starts', 'a') as f: f.write(f"{recipe['k']} {os.getpid()}\\n")
@@ -45,15 +46,15 @@ def test_one_failure_does_not_stop_the_others(tmp_path, fresh_runs):
     sys.path.insert(0, str(tmp_path))
     try: from toybad import make
     finally: sys.path.pop(0)
-    from cropnb.core import Run
+    from cropnb.engine.records import Run
     runs = [Run('toy', dict(k=k), make) for k in range(3)]
     with pytest.raises(RuntimeError, match='^1 of 3 runs failed; what is done stays done. ValueError: one is bad'): work(runs)
     assert [c.done for c in runs]==[True, False, True]
 
 queuer = """
 import sys
-from cropnb.core import Run
-from cropnb.workers import queue
+from cropnb.engine.records import Run
+from cropnb.engine.workers import queue
 def make(folder, recipe): return recipe
 queue([Run('toy', dict(k=k), make) for k in range(60)], sys.argv[1])
 """
@@ -66,8 +67,8 @@ def make_toy(folder, recipe): return recipe
 
 def test_a_run_that_was_taken_and_forgotten(tmp_path, fresh_runs):
     "Taken by a worker that died before its first sign of life"
-    from cropnb.core import Run
-    from cropnb.workers import queue, share
+    from cropnb.engine.records import Run
+    from cropnb.engine.workers import queue, share
     runs = [Run('toy', dict(k=k), make_toy) for k in range(3)]; db = f'sqlite:///{tmp_path}/g.db'; queue(runs, db, 1).ask()
     share(runs, db, 1); assert all(r.done for r in runs)
 
@@ -77,5 +78,5 @@ def test_a_failure_through_a_database(tmp_path, fresh_runs):
 
 def make_bad(folder, recipe): open('not there')
 def Run_(k):
-    from cropnb.core import Run
+    from cropnb.engine.records import Run
     return Run('toy', dict(k=k), make_bad)

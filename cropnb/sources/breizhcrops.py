@@ -11,7 +11,7 @@ import os, tarfile, urllib.request, zipfile
 from glob import glob
 from pathlib import Path
 import h5py, numpy as np, pandas as pd
-from ..core import progress
+from ..engine.files import progress
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #fcfa3a46
 names = 'B1 B2 B3 B4 B5 B6 B7 B8 B8A B9 B10 B11 B12 QA10 QA20 QA60 doa'.split()

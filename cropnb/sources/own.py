@@ -12,7 +12,7 @@ from glob import glob
 from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
 from rasterio.transform import from_bounds
-from .denethor import s2_bands, ps_bands
+from ..engine.bands import s2_bands, ps_bands
 
 # %% ../../nbs/sources/03_own.ipynb #7249b1d7
 template = r'''# What lies in this folder. Paths are relative to it; * and ** are wildcards.

@@ -11,10 +11,16 @@ __all__ = ['kinds', 'contrasts', 'questions', 'size', 'identical_views', 'corrup
 import functools
 import h5py, numpy as np, pandas as pd, torch
 from scipy import stats
-from ..core import Run, code_of, derive, digest, recipe, result
-from ..data import add_moments, own_task
-from ..losses import corrupt
-from ..pretrain import Pairs, encoder, make_encoder, normalise
+from ..engine.records import Run, result
+from ..engine.names import code_of, digest
+from ..engine.seeds import derive
+from ..engine.recipes import recipe
+from ..prepare.pairs import add_moments
+from ..prepare.seasons import own_task
+from ..views import corrupt
+from ..views import Pairs
+from ..pretrain import encoder, make_encoder
+from ..engine.tensors import normalise
 from ..probing import probing
 from ..twin.landscape import crops
 from ..twin.optics import shipped

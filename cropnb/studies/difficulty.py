@@ -7,14 +7,18 @@ __all__ = ['dials', 'make_task', 'task', 'train_on', 'accuracies']
 
 # %% ../../nbs/studies/00_difficulty.ipynb #86557f70
 import numpy as np, pandas as pd
-from ..core import Run, code_of, digest, recipe, resolve, result
-from ..data import own_task, pairs
+from ..engine.records import Run, result
+from ..engine.names import code_of, digest
+from ..engine.recipes import recipe
+from ..data import resolve
+from ..prepare.seasons import own_task
+from ..data import pairs
 from ..downstream import training
 from ..pretrain import encoder
 from ..twin.landscape import crops
 from ..twin.optics import shipped
 from ..twin.sample import Crowd, sample_series
-from ..workers import work
+from ..engine.workers import work
 
 # %% ../../nbs/studies/00_difficulty.ipynb #99e407e2
 dials = {'as it is': {}, 'no clouds': dict(clouds=0.), 'half the spread': dict(spread=.5), 'spread x 1.5': dict(spread=1.5), 'texture x 2': dict(texture=2.)}

@@ -8,7 +8,9 @@ __all__ = ['chosen', 'cell', 'discord', 'table_of']
 # %% ../../nbs/studies/01_models.ipynb #5f5f285d
 import json
 import numpy as np, pandas as pd
-from ..core import Run, recipe, resolve, result
+from ..engine.records import Run, result
+from ..engine.recipes import recipe
+from ..data import resolve
 from ..data import pairs
 from ..downstream import training
 from ..pretrain import encoder

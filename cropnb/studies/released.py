@@ -10,11 +10,13 @@ __all__ = ['oddities', 'Unregistered', 'build_unregistered', 'plateau', 'best_ep
 import functools
 import numpy as np, torch
 from torch import nn
-from ..core import Run, code_of, digest
+from ..engine.records import Run
+from ..engine.names import code_of, digest
 from ..data import make_pairs
 from ..downstream import build, make_training
 from ..features import make_features
-from ..pretrain import load_encoder, normalise
+from ..encoder import load_encoder
+from ..engine.tensors import normalise
 from .audit import corrupt_batch, load_reshaped
 
 # %% ../../nbs/studies/04_released.ipynb #7d28d917

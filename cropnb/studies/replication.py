@@ -10,15 +10,18 @@ __all__ = ['variants', 'chosen', 'core', 'others', 'inf', 'expected', 'shown', '
 import functools
 from typing import NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from ..core import Run, recipe, resolve, result
+from ..engine.records import Run, result
+from ..engine.recipes import recipe
+from ..data import resolve
 from ..data import pairs
 from ..downstream import training
 from ..evaluate import all_fields, names, scores, side_by_side, styled
 from ..pretrain import encoder, make_encoder
 from ..probing import label_fields, probing
-from ..statistics import compare
+from ..measure.statistics import compare
 from .audit import contrasts, scored
-from .released import as_released, best_epoch, like, load_released, pairs_off_centre, views_released
+from .released import as_released, best_epoch, like, load_released, pairs_off_centre
+from .released import views_released
 from .audit import size as screen
 from .tasks import task
 from .tasks import size as fields

@@ -7,8 +7,12 @@ __all__ = ['places', 'size', 'make_fields', 'make_brittany', 'task']
 
 # %% ../../nbs/studies/03_tasks.ipynb #fad46d3f
 import h5py, numpy as np
-from ..core import Run, code_of, derive, digest, pick
-from ..data import make_parcels, own_task
+from ..engine.records import Run
+from ..engine.names import code_of, digest
+from ..engine.seeds import derive
+from ..engine.recipes import pick
+from ..prepare.parcels import make_parcels
+from ..prepare.seasons import own_task
 from .audit import since_1970
 from ..twin.landscape import crops
 from ..twin.optics import shipped

@@ -14,7 +14,7 @@ import geopandas as gpd, numpy as np, pandas as pd, torch
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from shapely.geometry import box
-from ..core import derive
+from ..engine.seeds import derive
 from .optics import field_table, look, soil_factor
 from .phenology import draw_fields, regions, states
 from .sensors import Noise, Sky, last_clear, mix, mix_s2, moisture, psf, sun_zenith

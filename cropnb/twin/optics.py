@@ -11,7 +11,7 @@ import contextlib, functools, importlib.util
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from safetensors.torch import load_file
-from ..core import digest, fingerprint
+from ..engine.names import digest, fingerprint
 from .prosail import Canopy, over_soil, ranges
 
 # %% ../../nbs/twin/02_optics.ipynb #d518d5cc

@@ -13,12 +13,14 @@ from pathlib import Path
 import h5py, numpy as np, torch
 from scipy.ndimage import convolve1d
 from scipy.special import ndtr
-from ..core import derive, progress
+from ..engine.seeds import derive
+from ..engine.files import progress
 from .landscape import blend, centres, defaults, marks, places, textures
 from .optics import field_table, look, shipped
 from .phenology import draw_fields, regions, states
 from .scene import write_breizhcrops
-from .sensors import Noise, air, cloud_state, moisture, resolutions, s2_days, see_ps, see_s2, sun_zenith, to_int
+from .sensors import Noise, air, cloud_state, moisture, resolutions, s2_days, see_ps
+from .sensors import see_s2, sun_zenith, to_int
 
 # %% ../../nbs/twin/06_sample.ipynb #c55802ea
 def _texture(n, seed):

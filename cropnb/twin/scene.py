@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scenes', 'block', 'settings', 'limits', 'write_tile', 'toa', 'write_breizhcrops', 'parse_scene', 'make_scene',
-           'scene']
+           'TwinScene', 'scene']
 
 # %% ../../nbs/twin/05_scene.ipynb #4b51e9a6
 import contextlib, os, pickle, sys, types
@@ -14,11 +14,15 @@ from pathlib import Path
 import h5py, numpy as np, pandas as pd, rasterio, torch
 from rasterio.transform import from_origin
 from rasterio.windows import Window
-from ..core import Folder, Run, code_of, derive, digest, progress
-from .landscape import Day, Land, centres, clouds_at, defaults, ground_at, halo, window_ps, window_s2
+from ..engine.records import Folder, Run
+from ..engine.seeds import derive
+from ..engine.files import progress
+from .landscape import Day, Land, centres, clouds_at, defaults, ground_at, halo
+from .landscape import window_ps, window_s2
 from .optics import reflectance, shipped
 from .phenology import draw_fields, regions, states
-from .sensors import air, cloud_probability, cloud_state, moisture, s2_days, see_ps, see_s2, see_s2_image, sun_zenith, to_int
+from .sensors import air, cloud_probability, cloud_state, moisture, s2_days, see_ps
+from .sensors import see_s2, see_s2_image, sun_zenith, to_int
 
 # %% ../../nbs/twin/05_scene.ipynb #793e0484
 scenes = dict(tiny  = dict(extent=600,   field=70,  dates=12,  parcels=12),
@@ -243,15 +247,29 @@ def make_scene(
     tiles = {p: write_tile(folder, Land(recipe, p, farm if p=='train' else None), folder/'tmp') for p in ('train', 'test')}
     return tiles|dict(breizh=write_breizhcrops(folder, recipe))
 
-# %% ../../nbs/twin/05_scene.ipynb #8abed2fb
-_code = digest([shipped, code_of(*(f'cropnb.twin.{m}' for m in 'phenology prosail optics sensors landscape scene'.split()))])
+# %% ../../nbs/twin/05_scene.ipynb #7be0c9e1
+class TwinScene(Run):
+    "A scene as data: a `Run` that makes the folder, with the answers that the chapters ask for"
+    simulated = True
+    @property
+    def name(self)->str: return f"SIMULATED twin:{self.recipe['scene']}" # On the face of every figure
+    @property
+    def dates(self)->int: return self.recipe['dates'] # Sentinel-2 acquisitions of a tile
+    @property
+    def extent(self)->int: return self.recipe['extent'] # Side of a tile, m
+    def tile(self, part:str)->Run: return self # train | test
+    def parcels(self, year:int)->Run: return self # Brittany, whose only year is 2018
+    def authors_file(self, name:str)->None: return None # The twin writes tiles, not the authors' HDF5
 
-# %% ../../nbs/twin/05_scene.ipynb #83953737
+# %% ../../nbs/twin/05_scene.ipynb #3c5d8f10
 def scene(
     name:str='demo', # As in `parse_scene`
     seed:int=0, # Of everything in it
-)->Run: # `get()` makes it; about half a minute for demo
+)->TwinScene: # `get()` makes it; about half a minute for demo
     "A simulated scene; raises `ValueError` for a name or setting that isn't there"
-    r = parse_scene(name); farm = dict(farm=Folder(Path(r['farm']))) if r['farm'] else {}
-    name = name.replace(r['farm'] or '//', Path(r['farm']).name) # the file's content counts, not where it lies
-    return Run('scene', dict(scene=name, seed=seed, **{k: v for k,v in r.items() if k!='farm'}), make_scene, _code, **farm)
+    recipe, inputs = parse_scene(name), {}
+    if farm := recipe.pop('farm'):
+        inputs['farm'] = Folder(Path(farm))
+        name = name.replace(farm, Path(farm).name)   # the file's content counts, not where it lies
+    own = dict(scene=name, seed=seed, optics=shipped) # the emulator's tables are no source code
+    return TwinScene('scene', own|recipe, make_scene, **inputs)
