@@ -251,17 +251,21 @@ _code = digest([shipped, code_of(*(f'cropnb.twin.{room}' for room in _rooms))])
 class TwinScene(Run):
     "A scene as data: a `Run` that makes the folder, with the answers that the chapters ask for"
     simulated = True
+
     @property
-    def name(self)->str: return f"SIMULATED twin:{self.recipe['scene']}" # On the face of every figure
+    def name(self)->str: # On the face of every figure
+        return f"SIMULATED twin:{self.recipe['scene']}"
+
     @property
     def dates(self)->int: return self.recipe['dates'] # Sentinel-2 acquisitions of a tile
     @property
     def extent(self)->int: return self.recipe['extent'] # Side of a tile, m
+
     def tile(self, part:str)->Run: return self # train | test
     def parcels(self, year:int)->Run: return self # Brittany, whose only year is 2018
-    def authors_file(self, name:str)->None: return None # The twin writes tiles, not the authors' HDF5
+    def authors_file(self, name:str)->None: return None # The twin writes tiles, not their HDF5
 
-# %% ../../nbs/twin/05_scene.ipynb #3c5d8f10
+# %% ../../nbs/twin/05_scene.ipynb #83953737
 def scene(
     name:str='demo', # As in `parse_scene`
     seed:int=0, # Of everything in it
@@ -270,5 +274,6 @@ def scene(
     recipe, inputs = parse_scene(name), {}
     if farm := recipe.pop('farm'):
         inputs['farm'] = Folder(Path(farm))
-        name = name.replace(farm, Path(farm).name)   # the file's content counts, not where it lies
-    return TwinScene('scene', dict(scene=name, seed=seed, **recipe), make_scene, _code, **inputs)
+        name = name.replace(farm, Path(farm).name) # the file's content counts, not its place
+    recipe = dict(scene=name, seed=seed, **recipe)
+    return TwinScene('scene', recipe, make_scene, _code, **inputs)
