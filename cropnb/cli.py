@@ -9,6 +9,7 @@ __all__ = ['overlap', 'check_images', 'check_values', 'check_fields', 'main']
 import argparse, http.client, sys, tarfile, zipfile
 from pathlib import Path
 import numpy as np
+from rasterio.transform import array_bounds
 from .prepare.fields import apportion, cloud_of, field_raster, fractions, open_tile
 from .prepare.pairs import match_days
 from .sources import breizhcrops
@@ -21,78 +22,178 @@ def overlap(
     b:tuple, # Likewise
 )->float: # Share of `a` that lies in `b`
     "How much of one image lies under another"
-    w,h = min(a[2], b[2])-max(a[0], b[0]), min(a[3], b[3])-max(a[1], b[1])
-    return max(w, 0)*max(h, 0)/((a[2]-a[0])*(a[3]-a[1]))
+    width = min(a[2], b[2])-max(a[0], b[0])
+    height = min(a[3], b[3])-max(a[1], b[1])
+    area = (a[2]-a[0])*(a[3]-a[1])
+    return max(width, 0)*max(height, 0)/area
 
 # %% ../nbs/sources/04_cli.ipynb #06abe0ca
+def _describe(name, images):
+    "Dates and grid of one sensor"
+    dates = images.dates
+    rows,cols = images.shape
+    metres = images.transform.a
+    return (f'{name}: {len(dates)} dates from {dates[0]} to {dates[-1]}, '
+            f'{rows} x {cols} pixels of {metres:g} m, {images.crs}')
+
+def _under(s2, ps):
+    "How much of the Sentinel-2 image has PlanetScope"
+    boxes = [array_bounds(*images.shape, images.transform) for images in (s2, ps)]
+    return f'{overlap(*boxes):.0%} of the Sentinel-2 image lies under PlanetScope'
+
+# %% ../nbs/sources/04_cli.ipynb #372abc70
+def _matched(s2, ps, max_days):
+    "How many dates have a PlanetScope image, and which have none"
+    days = match_days(s2.dates, ps.dates, max_days)
+    alone = [str(date) for date,k in zip(s2.dates, days) if k is None]
+    matched = len(days)-len(alone)
+    text = f'{matched} of {len(days)} dates have a PlanetScope image'
+    if not alone: return text
+    first = ', '.join(alone[:5])
+    dots = ' ...' if len(alone)>5 else ''
+    return f'{text}; none within {max_days} days of {first}{dots}'
+
+# %% ../nbs/sources/04_cli.ipynb #606c4079
+def _cloudy(s2):
+    "How often it is cloudy"
+    if s2.clouds(0) is None:
+        return 'cloud probability is not known: clouds = clear is not available'
+    n = len(s2.dates)
+    some = range(0, n, max(1, n//12))
+    cloudy = [(cloud_of(s2, i, 'all')>102).mean() for i in some]         # 102 of 255 is 0.4
+    share = np.mean(cloudy)
+    return f'cloud probability is known; on a dozen dates {share:.0%} of the pixels are above 0.4'
+
 def check_images(
     t, # From `cropnb.data.open_tile`
     max_days:int=0, # As in the recipe
 )->list: # Lines
     "Dates, grids, overlap and clouds of both sensors"
-    from rasterio.transform import array_bounds
-    s2,ps = t.s2,t.ps; box = lambda s: array_bounds(*s.shape, s.transform)
-    one = lambda n,s: f'{n}: {len(s.dates)} dates from {s.dates[0]} to {s.dates[-1]}, {s.shape[0]} x {s.shape[1]} pixels of {s.transform.a:g} m, {s.crs}'
-    days = match_days(s2.dates, ps.dates, max_days); none = [str(d) for d,k in zip(s2.dates, days) if k is None]
-    known = s2.clouds(0) is not None; share = [float((cloud_of(s2, i, 'all')>102).mean()) for i in range(0, len(s2.dates), max(1, len(s2.dates)//12))] if known else []
-    return [one('Sentinel-2', s2), one('PlanetScope', ps), f'{overlap(box(s2), box(ps)):.0%} of the Sentinel-2 image lies under PlanetScope',
-            f"{len(days)-len(none)} of {len(days)} dates have a PlanetScope image"+(f"; none within {max_days} days of {', '.join(none[:5])}{' ...' if len(none)>5 else ''}" if none else ''),
-            f'cloud probability is known; on a dozen dates {np.mean(share):.0%} of the pixels are above 0.4' if known else 'cloud probability is not known: clouds = clear is not to be had']
+    s2,ps = t.s2,t.ps
+    return [_describe('Sentinel-2', s2), _describe('PlanetScope', ps),
+            _under(s2, ps), _matched(s2, ps, max_days), _cloudy(s2)]
 
 # %% ../nbs/sources/04_cli.ipynb #918fa5e7
+def _medians(
+    name:str, # Of the sensor
+    bands:list, # Their names
+    a:np.ndarray, # (row, column, band)
+)->list: # Lines
+    "Median reflectance by band, and a warning where it cannot be one"
+    seen = a.any(2)
+    medians = np.full(len(bands), np.nan)
+    if seen.any():
+        medians = np.median(a[seen], 0)/1e4
+    values = ', '.join(f'{band} {m:.3f}' for band,m in zip(bands, medians))
+    missing = 1-seen.mean()
+    lines = [f'{name}, middle date, {missing:.0%} missing, median reflectance: {values}']
+    if seen.any() and not .005<medians.mean()<1.5:
+        lines.append(f'   <- {name} does not look like reflectance x 10000: '
+                     'are scale and offset right?')
+    return lines
+
 def check_values(
     t, # From `cropnb.data.open_tile`
 )->list: # Lines
     "Every tenth pixel of the middle date: median reflectance by band, and how much is missing"
-    out = []
-    for n,bands,a in (('Sentinel-2', s2_bands, t.s2[len(t.s2.dates)//2][::10,::10]), ('PlanetScope', ps_bands, t.ps[t.ps.dates[len(t.ps.dates)//2]][:,::10,::10].transpose(1, 2, 0))):
-        ok = a.any(2); m = np.median(a[ok], 0)/1e4 if ok.any() else np.full(len(bands), np.nan)
-        out.append(f"{n}, middle date, {1-ok.mean():.0%} missing, median reflectance: "+', '.join(f'{b} {v:.3f}' for b,v in zip(bands, m)))
-        if ok.any() and not .005<m.mean()<1.5: out.append(f'   <- {n} does not look like reflectance x 10000: are scale and offset right?')
-    return out
+    s2,ps = t.s2,t.ps
+    middle = len(s2.dates)//2
+    day = ps.dates[len(ps.dates)//2]
+    a = s2[middle][::10,::10]
+    b = ps[day][:,::10,::10].transpose(1, 2, 0)
+    return _medians('Sentinel-2', s2_bands, a)+_medians('PlanetScope', ps_bands, b)
 
 # %% ../nbs/sources/04_cli.ipynb #875205b6
+def _class_line(
+    name:str, # Of the class
+    pixels:list, # Of each of its fields
+    part:str, # train | test
+)->str: # A row of the table
+    "Fields, pixels and what each part gets"
+    parts = fractions[part]
+    counts = apportion(len(pixels), list(parts.values()))
+    columns = '  '.join(f'{n:{len(key)}d}' for n,key in zip(counts, parts))
+    few = '   <- too few fields for every part' if min(counts)==0 else ''
+    return f'{name:16s} {len(pixels):6d} {sum(pixels):7d}  {columns}{few}'
+
 def check_fields(
     t, # From `cropnb.data.open_tile`
     part:str='train', # train | test: how it will be split
 )->list: # Lines
     "Fields of each class, how many each part will get, and how many pixels they have"
-    g = t.fields(); ids = field_raster(t); px = dict(zip(*np.unique(ids[ids>=0], return_counts=True)))
-    lines = [f"{t.labels}: {len(g)} fields, {sum(i not in px for i in g.field_id)} of them without a pixel in the image", f"{'class':16s} fields  pixels  "+'  '.join(fractions[part])]
-    for c,name in enumerate(t.classes, 1):
-        f = g.field_id[g.crop==c]; k = apportion(len(f), list(fractions[part].values()))
-        lines.append(f"{name:16s} {len(f):6d} {sum(px.get(i, 0) for i in f):7d}  "+'  '.join(f'{n:{len(p)}d}' for n,p in zip(k, fractions[part]))+('   <- too few fields for every part' if min(k)==0 else ''))
+    g = t.fields()
+    raster = field_raster(t)
+    ids,counts = np.unique(raster[raster>=0], return_counts=True)
+    pixels = g.field_id.map(dict(zip(ids, counts))).fillna(0).astype(int)
+    outside = (pixels==0).sum()
+    parts = '  '.join(fractions[part])
+    lines = [f'{t.labels}: {len(g)} fields, {outside} of them without a pixel in the image',
+             f"{'class':16s} fields  pixels  {parts}"]
+    for crop,name in enumerate(t.classes, 1):
+        lines.append(_class_line(name, list(pixels[g.crop==crop]), part))
     return lines
 
-# %% ../nbs/sources/04_cli.ipynb #f6776f72
-def main(
-    argv:list|None=None, # Words of the command line; `sys.argv` if `None`
-):
-    "The command `cropnb`"
-    p = argparse.ArgumentParser(prog='cropnb', description='Small helpers around the notebooks'); sub = p.add_subparsers(dest='cmd', required=True)
-    c = sub.add_parser('check', help='say what is understood of a data folder'); c.add_argument('folder'); c.add_argument('--part', default='train', choices=list(fractions)); c.add_argument('--max-days', type=int, default=0)
-    c = sub.add_parser('twin', help="simulate pairs and series of any size in the authors' published layout"); c.add_argument('folder'); c.add_argument('--pairs', type=int, default=14_400_000); c.add_argument('--train', type=int, default=5000, help='series a class; a fifth as many for validation'); c.add_argument('--parcels', type=int, default=10_500, help='of Brittany, a class'); c.add_argument('--seed', type=int, default=0)
-    c = sub.add_parser('template', help='write a commented scene.toml'); c.add_argument('folder')
-    c = sub.add_parser('breizhcrops', help='download BreizhCrops for task 3'); c.add_argument('folder'); c.add_argument('--year', type=int, default=2018, choices=(2017, 2018)); c.add_argument('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
-    a = p.parse_args(argv)
-    try: print('\n'.join(_do(a)), flush=True)
-    except FileExistsError as e: sys.exit(f'{e.filename} is there already: edit it, or remove it first')
-    except (ValueError, OSError, tarfile.TarError, zipfile.BadZipFile, http.client.HTTPException) as e: sys.exit(f'cropnb {a.cmd}: {e}')
-
 # %% ../nbs/sources/04_cli.ipynb #7f38c3fe
+def _parser()->argparse.ArgumentParser: # Of the command line
+    "The four commands and their options"
+    parser = argparse.ArgumentParser(
+        prog='cropnb', description='Small helpers around the notebooks')
+    commands = parser.add_subparsers(dest='cmd', required=True)
+
+    def command(name, help):
+        sub = commands.add_parser(name, help=help)
+        sub.add_argument('folder')
+        return sub.add_argument
+
+    add = command('check', 'say what is understood of a data folder')
+    add('--part', default='train', choices=list(fractions))
+    add('--max-days', type=int, default=0)
+
+    add = command('twin', "simulate pairs and series of any size in the authors' published layout")
+    add('--pairs', type=int, default=14_400_000)
+    add('--train', type=int, default=5000, help='series a class; a fifth as many for validation')
+    add('--parcels', type=int, default=10_500, help='of Brittany, a class')
+    add('--seed', type=int, default=0)
+
+    command('template', 'write a commented scene.toml')
+
+    add = command('breizhcrops', 'download BreizhCrops for task 3')
+    add('--year', type=int, default=2018, choices=(2017, 2018))
+    add('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
+    return parser
+
+# %% ../nbs/sources/04_cli.ipynb #56b30921
 def _twin(
     a, # Parsed words
 )->list: # Lines to print
+    "Write the twin's files and say how large they are"
     from cropnb.twin.sample import write_published
     files = write_published(a.folder, a.pairs, a.train, parcels=a.parcels, seed=a.seed)
     return [f'{f}: {f.stat().st_size/1e6:,.1f} MB' for f in files]
 
-# %% ../nbs/sources/04_cli.ipynb #56b30921
 def _do(
     a, # Parsed words
 )->list: # Lines to print
+    "Carry out a command"
     if a.cmd=='twin': return _twin(a)
-    if a.cmd=='template': return [f'{write_template(a.folder)}: fill it in, then `cropnb check {a.folder}`']
-    if a.cmd=='breizhcrops': return [str(f) for f in breizhcrops.get(a.folder, a.year, a.regions)]
+    if a.cmd=='template':
+        return [f'{write_template(a.folder)}: fill it in, then `cropnb check {a.folder}`']
+    if a.cmd=='breizhcrops':
+        return [str(f) for f in breizhcrops.get(a.folder, a.year, a.regions)]
     t = open_tile(Path(a.folder), a.part)
     return check_images(t, a.max_days)+check_values(t)+check_fields(t, a.part)
+
+# %% ../nbs/sources/04_cli.ipynb #f6776f72
+_expected = (ValueError, OSError, tarfile.TarError, zipfile.BadZipFile, http.client.HTTPException)
+
+def main(
+    argv:list|None=None, # Words of the command line; `sys.argv` if `None`
+):
+    "The command `cropnb`: an error that the user can fix ends it with one line"
+    a = _parser().parse_args(argv)
+    try:
+        print('\n'.join(_do(a)), flush=True)
+    except FileExistsError as e:
+        sys.exit(f'{e.filename} is there already: edit it, or remove it first')
+    except _expected as e:
+        sys.exit(f'cropnb {a.cmd}: {e}')

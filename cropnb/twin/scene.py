@@ -16,6 +16,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 from ..engine.records import Folder, Run
 from ..engine.seeds import derive
+from ..engine.names import digest
 from ..engine.files import progress
 from .landscape import Day, Land, centres, clouds_at, defaults, ground_at, halo
 from .landscape import window_ps, window_s2
@@ -251,17 +252,21 @@ def make_scene(
 class TwinScene(Run):
     "A scene as data: a `Run` that makes the folder, with the answers that the chapters ask for"
     simulated = True
+
     @property
-    def name(self)->str: return f"SIMULATED twin:{self.recipe['scene']}" # On the face of every figure
+    def name(self)->str: # On the face of every figure
+        return f"SIMULATED twin:{self.recipe['scene']}"
+
     @property
     def dates(self)->int: return self.recipe['dates'] # Sentinel-2 acquisitions of a tile
     @property
     def extent(self)->int: return self.recipe['extent'] # Side of a tile, m
+
     def tile(self, part:str)->Run: return self # train | test
     def parcels(self, year:int)->Run: return self # Brittany, whose only year is 2018
-    def authors_file(self, name:str)->None: return None # The twin writes tiles, not the authors' HDF5
+    def authors_file(self, name:str)->None: return None # The twin writes tiles, not their HDF5
 
-# %% ../../nbs/twin/05_scene.ipynb #3c5d8f10
+# %% ../../nbs/twin/05_scene.ipynb #83953737
 def scene(
     name:str='demo', # As in `parse_scene`
     seed:int=0, # Of everything in it
@@ -270,6 +275,6 @@ def scene(
     recipe, inputs = parse_scene(name), {}
     if farm := recipe.pop('farm'):
         inputs['farm'] = Folder(Path(farm))
-        name = name.replace(farm, Path(farm).name)   # the file's content counts, not where it lies
-    own = dict(scene=name, seed=seed, optics=shipped) # the emulator's tables are no source code
+        name = name.replace(farm, Path(farm).name) # the file's content counts, not its place
+    own = dict(scene=name, seed=seed, optics=shipped) # the emulator's tables are not source code
     return TwinScene('scene', own|recipe, make_scene, **inputs)
