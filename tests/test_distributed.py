@@ -70,7 +70,7 @@ def two_epochs(pairs, out, processes, *command):
 
 @pytest.mark.slow
 def test_training_in_float64_is_the_same(smoke, tmp_path):
-    "In fp32 Adam makes whole steps of tiny gradients' rounding errors; float64 leaves no difference"
+    "In fp32 Adam turns rounding errors into whole steps; in float64 nothing is left to differ"
     script = tmp_path/'double.py'
     script.write_text(in_float64)
     want, one = two_epochs(smoke.pairs, tmp_path/'1', 1, script)

@@ -53,6 +53,7 @@ def test_in_step(tmp_path):
     shutil.copy(root/'settings.ini', tmp_path)
     for folder in ('nbs', 'cropnb'): shutil.copytree(root/folder, tmp_path/folder, ignore=skip)
     old = files(tmp_path)
-    for command in ('nbdev_export', 'nbdev_clean'): subprocess.run([command], cwd=tmp_path, check=True)
+    subprocess.run(['nbdev_export'], cwd=tmp_path, check=True)
+    subprocess.run(['nbdev_clean'], cwd=tmp_path, check=True)
     new = files(tmp_path)
     assert sorted(path for path in new if new[path]!=old.get(path))==[]
