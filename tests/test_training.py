@@ -1,4 +1,4 @@
-"Runs survive a kill with the same bytes, and import nothing that a bare compute node lacks"
+"Runs survive a kill with the same bytes, and are named by all that they depend on"
 import os, shutil, signal, subprocess, sys
 import numpy as np, pytest
 from safetensors.torch import load_file, safe_open, save_file
@@ -58,22 +58,6 @@ def test_two_processes_make_a_run_once(tmp_path):
     both = [start(tmp_path), start(tmp_path)]
     texts = [output(p) for p in both]
     assert sum('epoch 1 of 12' in text for text in texts)==1
-
-bare = '''
-import sys
-missing = ('fastcore optuna papermill rasterio geopandas pandas matplotlib scipy tqdm IPython '
-           'nbdev sklearn').split()
-class Deny:
-    def find_spec(self, name, *args):
-        if name.split('.')[0] in missing: raise ImportError(name)
-sys.meta_path.insert(0, Deny())
-import cropnb.losses, cropnb.encoders, cropnb.pretrain, cropnb.downstream
-cropnb.downstream.sets('paper', 'lstm', 10)
-'''
-
-def test_bare_node():
-    "Losses, encoders, pre-training and downstream need torch, numpy, h5py and safetensors alone"
-    subprocess.run([sys.executable, '-c', bare], cwd=root, check=True)
 
 # ---------------------------------------------------------------- what a run is named by
 def test_missing_data_says_so(tmp_path, fresh_runs):
