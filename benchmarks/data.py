@@ -44,7 +44,7 @@ def write_ps(folder, days, rng):
 def write_labels(folder, rng):
     "Parcels of about 400 m, of which seven in ten are for pre-training"
     import geopandas as gpd
-    from cropnb.twin.scene import draw_parcels
+    from cropnb.twin.landscape import draw_parcels
     from shapely.geometry import box
     p = folder/'x_train_labels'
     p.mkdir()
