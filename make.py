@@ -1,10 +1,14 @@
-"""Two commands, each of which sets up its own environment first (Python 3.11 or later, nothing else needed):
+"""Two commands, each of which sets up its own environment first (all they need is Python 3.11):
 
-    python3 make.py figures    Figures 6-8 and Table 1 on the built-in simulated scene, in figures/; about 10 minutes on 2 cores
-    python3 make.py test       the tests: nbdev_test and pytest
+    python3 make.py figures       Figures 6-8 and Table 1 on the built-in simulated scene,
+                                  in figures/; about 10 minutes on 2 cores
+    python3 make.py test          the tests: nbdev_test and pytest; about 5 minutes on 2 cores
+    python3 make.py test --all    these and the slow ones (killed and shared runs, the whole
+                                  paper twice at the smallest size)
 
-Further arguments go to papermill (`python3 make.py figures -p profile smoke`) or to pytest (`python3 make.py test -k pairs`).
-`python3 make.py lab` opens the notebooks in JupyterLab; `python3 make.py setup` stops after the environment.
+Further arguments go to papermill (`python3 make.py figures -p profile smoke`) or to pytest
+(`python3 make.py test -k pairs`). `python3 make.py lab` opens the notebooks in JupyterLab;
+`python3 make.py setup` stops after the environment.
 """
 import hashlib, os, subprocess, sys, tempfile, venv
 from pathlib import Path
@@ -14,36 +18,54 @@ env = root/'.venv'
 bin = env/('Scripts' if os.name=='nt' else 'bin')
 
 def run(*cmd, timeout=None, **extra):
-    "Run a command of the environment from the repository's root, and stop with its exit status if it fails or takes too long"
+    "Run a command of the environment; stop with its exit status where it fails or takes too long"
     path = f"{bin}{os.pathsep}{os.environ['PATH']}"
-    try: r = subprocess.run([str(bin/cmd[0]), *cmd[1:]], cwd=root, env=os.environ | dict(PATH=path) | extra, timeout=timeout)
-    except subprocess.TimeoutExpired: sys.exit(f"{cmd[0]} did not end within {timeout//60} minutes")
-    if r.returncode: sys.exit(r.returncode)
+    words = [str(bin/cmd[0]), *cmd[1:]]
+    variables = os.environ | dict(PATH=path) | extra
+    try: done = subprocess.run(words, cwd=root, env=variables, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        sys.exit(f'{cmd[0]} did not end within {timeout//60} minutes')
+    if done.returncode: sys.exit(done.returncode)
+
+def wanted():
+    "A hash of the files that say what belongs in the environment"
+    files = ('settings.ini', 'constraints.txt', 'setup.py')
+    return hashlib.sha256(b''.join((root/f).read_bytes() for f in files)).hexdigest()
 
 def setup():
     "Make the environment, once; again when a file that says what belongs in it changes"
-    mark, files = env/'.ready', ('settings.ini', 'constraints.txt', 'setup.py')
-    want = hashlib.sha256(b''.join((root/f).read_bytes() for f in files)).hexdigest()
-    if mark.exists() and mark.read_text()==want: return
-    print('setting up .venv: a few minutes, and a download where torch is not at hand ...', flush=True)
+    mark = env/'.ready'
+    if mark.exists() and mark.read_text()==wanted(): return
+    print('setting up .venv: a few minutes, and a download of what is not at hand ...', flush=True)
     venv.create(env, with_pip=True, clear=True)
     run('python', '-m', 'pip', 'install', '-q', '-c', 'constraints.txt', '-e', '.[dev]')
-    mark.write_text(want)
+    mark.write_text(wanted())
 
 def figures(*args):
+    "The paper's notebook; its output is passed on as it comes"
     (root/'runs').mkdir(exist_ok=True)
-    run('papermill', 'nbs/06_paper.ipynb', 'runs/06_paper.ipynb', '--no-progress-bar', '--log-level', 'ERROR', '--stdout-file', '-', *args)
+    quiet = ('--no-progress-bar', '--log-level', 'ERROR', '--stdout-file', '-')
+    run('papermill', 'nbs/06_paper.ipynb', 'runs/06_paper.ipynb', *quiet, *args)
 
 def test(*args):
-    "In a fresh folder of runs, so that nothing is taken from an earlier one"
+    "In a fresh folder of runs, which nbdev_test and pytest share; two at a time, on a core each"
+    chosen = () if '--all' in args else ('-m', 'not slow')
+    given = [a for a in args if a!='--all']
+    two_at_a_time = ('-n', '2', '--dist', 'loadgroup')
     with tempfile.TemporaryDirectory() as runs:
-        run('nbdev_test', '--n_workers', '2', timeout=900, CROPNB_RUNS=runs)
-        run('python', '-m', 'pytest', '-q', *args, CROPNB_RUNS=runs)
+        variables = dict(CROPNB_RUNS=runs, OMP_NUM_THREADS='1')
+        run('nbdev_test', '--n_workers', '2', timeout=900, **variables)
+        run('python', '-m', 'pytest', '-q', *two_at_a_time, *chosen, *given, **variables)
 
 def lab(*args): run('jupyter', 'lab', 'nbs', *args)
 
-if __name__=='__main__':
-    cmds = dict(figures=figures, test=test, lab=lab, setup=lambda: None)
-    if sys.version_info<(3, 11): sys.exit(f'cropnb needs Python 3.11 or later, this is {sys.version.split()[0]}')
-    if len(sys.argv)<2 or sys.argv[1] not in cmds: sys.exit(__doc__)
-    setup(); cmds[sys.argv[1]](*sys.argv[2:])
+def main(command=None, *args):
+    "Set up, then do it; without a known command, say which there are"
+    commands = dict(figures=figures, test=test, lab=lab, setup=lambda: None)
+    if sys.version_info<(3, 11):
+        sys.exit(f'cropnb needs Python 3.11 or later, this is {sys.version.split()[0]}')
+    if command not in commands: sys.exit(__doc__)
+    setup()
+    commands[command](*args)
+
+if __name__=='__main__': main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"The losses against oracles in float64 NumPy, and at the corners."
+"The losses against oracles in float64 NumPy, and at the corners"
 import math
 import numpy as np, pytest, torch
 from cropnb.methods.decorrelate import barlow_twins
@@ -7,57 +7,126 @@ from cropnb.views import corrupt
 from cropnb.claims import losses
 
 def views(n=6, d=5, seed=0, dtype=torch.float64):
-    g = torch.Generator().manual_seed(seed); return tuple(torch.randn(n, d, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))
+    "Two random views of `n` pixels"
+    g = torch.Generator().manual_seed(seed)
+    one = torch.randn(n, d, generator=g, dtype=torch.float64)
+    two = torch.randn(n, d, generator=g, dtype=torch.float64)
+    return one.to(dtype), two.to(dtype)
+
+# ---------------------------------------------------------------- oracles
+def log_sum_exp(xs):
+    largest = max(xs)
+    return largest + math.log(sum(math.exp(x-largest) for x in xs))
 
 def oracle(z0, z1, t, positive=True, rows='both'):
-    "Chen et al. 2020, equation 1, written out; `positive=False` leaves the pair out of the denominator"
-    z = np.concatenate([z0, z1]).astype('float64'); z /= np.linalg.norm(z, axis=1, keepdims=True); n = len(z0); s = z@z.T/t; out = []
+    "Chen et al. 2020, equation 1; `positive=False` leaves the pair out of the denominator"
+    z = np.concatenate([z0, z1]).astype('float64')
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    s = z@z.T/t
+    n = len(z0)
+    out = []
     for i in range(2*n if rows=='both' else n):
-        j = (i+n)%(2*n); ks = [k for k in range(2*n) if k!=i and (positive or k!=j)]; m = max(s[i,k] for k in ks)
-        out.append(-s[i,j]+m+math.log(sum(math.exp(s[i,k]-m) for k in ks)))
+        pair = (i+n)%(2*n)
+        others = [k for k in range(2*n) if k!=i and (positive or k!=pair)]
+        out.append(log_sum_exp(s[i,others])-s[i,pair])
     return np.mean(out)
 
-cases = {'nt_xent': lambda a, b, t: oracle(a, b, t), 'dcl': lambda a, b, t: oracle(a, b, t, False), 'dcl_one_sided': lambda a, b, t: oracle(a, b, t, False, 'first')}
-@pytest.mark.parametrize('name', cases)
+def oracle_dcl(a, b, t): return oracle(a, b, t, positive=False)
+def oracle_dcl_one_sided(a, b, t): return oracle(a, b, t, positive=False, rows='first')
+
+oracles = dict(nt_xent=oracle, dcl=oracle_dcl, dcl_one_sided=oracle_dcl_one_sided)
+
+@pytest.mark.parametrize('name', oracles)
 @pytest.mark.parametrize('t', [.01, .07, 1.])
 @pytest.mark.parametrize('n', [2, 7])
 def test_oracle(name, t, n):
-    a,b = views(n); want = cases[name](a.numpy(), b.numpy(), t)
-    assert losses[name](a, b, t).item()==pytest.approx(want, abs=1e-9) and losses[name](a.float(), b.float(), t).item()==pytest.approx(want, rel=1e-5, abs=1e-5)
+    a,b = views(n)
+    want = oracles[name](a.numpy(), b.numpy(), t)
+    assert losses[name](a, b, t).item()==pytest.approx(want, abs=1e-9)
+    in_fp32 = losses[name](a.float(), b.float(), t).item()
+    assert in_fp32==pytest.approx(want, rel=1e-5, abs=1e-5)
 
+# ---------------------------------------------------------------- numerics
 @pytest.mark.parametrize('name', losses)
 def test_gradient(name):
-    a,b = (z.requires_grad_() for z in views(4, 3)); assert torch.autograd.gradcheck(lambda x, y: losses[name](x, y, .5), (a, b))
+    def loss(x, y): return losses[name](x, y, .5)
+    a,b = views(4, 3)
+    assert torch.autograd.gradcheck(loss, (a.requires_grad_(), b.requires_grad_()))
 
 @pytest.mark.parametrize('name', losses)
 def test_bf16_is_summed_in_fp32(name):
-    a,b = views(32, 16, dtype=torch.bfloat16); x = losses[name](a, b, .07); assert x.dtype==torch.float32 and x.item()==pytest.approx(losses[name](a.double(), b.double(), .07).item(), rel=1e-4, abs=1e-4)
+    a,b = views(32, 16, dtype=torch.bfloat16)
+    x = losses[name](a, b, .07)
+    assert x.dtype==torch.float32
+    want = losses[name](a.double(), b.double(), .07).item()
+    assert x.item()==pytest.approx(want, rel=1e-4, abs=1e-4)
 
+# ---------------------------------------------------------------- corners
 def test_identical_and_opposite_views():
-    a = torch.eye(4, 8, dtype=torch.float64)                                      # orthogonal: every similarity but the pair's is 0
-    same = math.log(math.exp(1/.07)+6)-1/.07; assert nt_xent(a, a, .07).item()==pytest.approx(same)
-    assert nt_xent(a, -a, .07).item()==pytest.approx(math.log(math.exp(-1/.07)+6)+1/.07) and dcl(a, a, .07).item()==pytest.approx(math.log(6)-1/.07)
-    assert clip(a, a, .07).item()==pytest.approx(math.log(math.exp(1/.07)+3)-1/.07)
-    z,_ = views(64, 4); assert barlow_twins(z, z).item()<barlow_twins(z, -z).item()
+    a = torch.eye(4, 8, dtype=torch.float64)   # orthogonal: every similarity but the pair's is 0
+    def close(loss, want): return loss.item()==pytest.approx(want)
+    assert close(nt_xent(a, a, .07), math.log(math.exp(1/.07)+6)-1/.07)
+    assert close(nt_xent(a, -a, .07), math.log(math.exp(-1/.07)+6)+1/.07)
+    assert close(dcl(a, a, .07), math.log(6)-1/.07)
+    assert close(clip(a, a, .07), math.log(math.exp(1/.07)+3)-1/.07)
+
+def test_barlow_twins_prefers_identical_views():
+    z,_ = views(64, 4)
+    assert barlow_twins(z, z).item()<barlow_twins(z, -z).item()
 
 def test_chance():
     "Where all embeddings are the same, a network knows nothing"
-    z = torch.ones(8, 4, dtype=torch.float64); assert nt_xent(z, z).item()==pytest.approx(math.log(15)) and clip(z, z).item()==pytest.approx(math.log(8))
+    z = torch.ones(8, 4, dtype=torch.float64)
+    assert nt_xent(z, z).item()==pytest.approx(math.log(15))
+    assert clip(z, z).item()==pytest.approx(math.log(8))
 
-def test_corruption_is_scarf():
-    "Own features for each row, independent draws of each feature's marginal, seeded, the input untouched"
-    g = lambda: torch.Generator().manual_seed(3); n = 20_000
-    bank = torch.stack([torch.arange(100.)*(j+1) for j in range(12)], 1); x = torch.full((n, 12), -1.); y = corrupt(x, .6, bank, g())
-    hit = y!=-1; assert (x==-1).all() and (hit.sum(1)==7).all() and torch.equal(y, corrupt(x, .6, bank, g()))
-    assert (hit.float().mean(0)-7/12).abs().max()<.02 and len(hit.unique(dim=0))>700                  # 792 sets of 7 in 12
-    for j in (0, 11): v = y[hit[:,j], j]/(j+1); assert abs(v.mean()-49.5)<1.5 and abs(v.std()-28.9)<1 and len(v.unique())==100
-    both = hit[:,0] & hit[:,1]; r = np.corrcoef(y[both,0], y[both,1]/2)[0,1]; assert abs(r)<.05       # columns are drawn independently, not whole rows
+# ---------------------------------------------------------------- corruption
+@pytest.fixture(scope='module')
+def corrupted():
+    "Input of -1, a bank in which feature j holds (j+1) times 0..99, and the result at 60 %"
+    x = torch.full((20_000, 12), -1.)
+    bank = torch.stack([torch.arange(100.)*(j+1) for j in range(12)], 1)
+    y = corrupt(x, .6, bank, torch.Generator().manual_seed(3))
+    return x, bank, y
 
-def lightly(name):
-    try: import lightly.loss as l
-    except (ImportError, RuntimeError, AttributeError) as e: pytest.skip(f'lightly does not import here ({type(e).__name__}: it needs torchvision)')
-    return getattr(l, name)
+def test_corruption_is_seeded_and_leaves_its_input_alone(corrupted):
+    x, bank, y = corrupted
+    assert (x==-1).all()
+    assert torch.equal(y, corrupt(x, .6, bank, torch.Generator().manual_seed(3)))
 
-@pytest.mark.parametrize('ours, theirs, args', [('nt_xent', 'NTXentLoss', dict(temperature=.07)), ('dcl', 'DCLLoss', dict(temperature=.07)), ('barlow_twins', 'BarlowTwinsLoss', dict(lambda_param=5e-3))])
+def test_corruption_chooses_features_for_each_row(corrupted):
+    hit = corrupted[-1]!=-1
+    assert (hit.sum(1)==7).all()
+    assert (hit.float().mean(0)-7/12).abs().max()<.02
+    assert len(hit.unique(dim=0))>700   # 792 sets of 7 in 12
+
+@pytest.mark.parametrize('j', [0, 11])
+def test_corruption_draws_from_the_marginal_of_a_feature(corrupted, j):
+    y = corrupted[-1]
+    values = y[y[:,j]!=-1, j]/(j+1)
+    assert abs(values.mean()-49.5)<1.5
+    assert abs(values.std()-28.9)<1
+    assert len(values.unique())==100
+
+def test_corruption_draws_features_independently(corrupted):
+    "SCARF: not whole rows of the bank"
+    y = corrupted[-1]
+    both = (y[:,0]!=-1) & (y[:,1]!=-1)
+    r = np.corrcoef(y[both,0], y[both,1]/2)[0,1]
+    assert abs(r)<.05
+
+# ---------------------------------------------------------------- lightly, where it is installed
+def from_lightly(name):
+    try: import lightly.loss
+    except (ImportError, RuntimeError, AttributeError) as e:
+        pytest.skip(f'lightly does not import here ({type(e).__name__}: it needs torchvision)')
+    return getattr(lightly.loss, name)
+
+@pytest.mark.parametrize('ours, theirs, args', [
+    ('nt_xent', 'NTXentLoss', dict(temperature=.07)),
+    ('dcl', 'DCLLoss', dict(temperature=.07)),
+    ('barlow_twins', 'BarlowTwinsLoss', dict(lambda_param=5e-3))])
 def test_against_lightly(ours, theirs, args):
-    a,b = views(64, 16, dtype=torch.float32); assert losses[ours](a, b, .07).item()==pytest.approx(lightly(theirs)(**args)(a, b).item(), rel=1e-5)
+    a,b = views(64, 16, dtype=torch.float32)
+    want = from_lightly(theirs)(**args)(a, b).item()
+    assert losses[ours](a, b, .07).item()==pytest.approx(want, rel=1e-5)

@@ -1,88 +1,146 @@
-"A raster pair whose values say where they are comes back exactly through the pair sampler."
+"A raster pair whose values say where they are comes back exactly through the pair sampler"
 import json, pickle, sys
 from datetime import datetime, timezone
 import geopandas as gpd, h5py, numpy as np, pytest, rasterio
 from rasterio.transform import from_origin
 from shapely.geometry import box
-from cropnb.prepare.pairs import candidates, window_centre
-from cropnb.data import make_pairs
+from cropnb.data import candidates, make_pairs, one_date, save_npz, window_centre
 from cropnb.sources.denethor import Tile
 from cropnb.twin.scene import _pickled_bbox
 
-W, N = 432_000, 5_832_000
+west, north = 432_000, 5_832_000   # corner of the Sentinel-2 image, metres in UTM 33N
+crs = 'EPSG:32633'
 
-def write_ps(d, img, west, north, px, day):
-    p = d/'x_train_source_planet'/f'x_train_source_planet_{day}'; p.mkdir(parents=True)
-    with rasterio.open(p/'sr.tif', 'w', driver='GTiff', count=4, height=img.shape[1], width=img.shape[2], dtype='uint16', crs='EPSG:32633', transform=from_origin(west, north, px, px)) as f: f.write(img)
+# ---------------------------------------------------------------- a scene on disk
+def write_ps(folder, img, west, north, px, day):
+    "A PlanetScope image (4, rows, columns)"
+    bands, height, width = img.shape
+    p = folder/'x_train_source_planet'/f'x_train_source_planet_{day}'
+    p.mkdir(parents=True)
+    profile = dict(driver='GTiff', count=bands, height=height, width=width, dtype='uint16', crs=crs)
+    with rasterio.open(p/'sr.tif', 'w', transform=from_origin(west, north, px, px), **profile) as f:
+        f.write(img)
 
-def write_scene(d, px=3., n_ps=100, west=W, north=N, n_s2=30, hole=None):
-    "Sentinel-2 of `n_s2` pixels at 10 m; PlanetScope of `n_ps` pixels of `px` m; values are 1 + row and 1 + column"
-    s2 = d/'x_train_source_sentinel_2'/'t'; s2.mkdir(parents=True)
-    r,c = np.indices((n_s2, n_s2))
-    np.save(s2/'bands.npy', np.stack([r+1, c+1]*6, -1)[None].astype('uint16'))
-    (s2/'bbox.pkl').write_bytes(_pickled_bbox((W, N-10*n_s2, W+10*n_s2, N)))
-    (s2/'timestamp.pkl').write_bytes(pickle.dumps([datetime(2018, 5, 1, tzinfo=timezone.utc)]))
-    r,c = np.indices((n_ps, n_ps)); img = np.stack([r+1, c+1, r+1, c+1]).astype('uint16')
+def write_s2(folder, n):
+    "A Sentinel-2 image of `n` x `n` pixels of 10 m, whose bands are 1 + row and 1 + column in turn"
+    p = folder/'x_train_source_sentinel_2'/'t'
+    p.mkdir(parents=True)
+    row,col = np.indices((n, n))
+    bands = np.stack([row+1, col+1]*6, -1)
+    np.save(p/'bands.npy', bands[None].astype('uint16'))
+    (p/'bbox.pkl').write_bytes(_pickled_bbox((west, north-10*n, west+10*n, north)))
+    (p/'timestamp.pkl').write_bytes(pickle.dumps([datetime(2018, 5, 1, tzinfo=timezone.utc)]))
+
+def write_labels(folder, side):
+    "One parcel over the whole image, which goes to pre-training"
+    p = folder/'x_train_labels'
+    p.mkdir()
+    parcel = box(west, north-side, west+side, north)
+    g = gpd.GeoDataFrame(dict(fid=[1], crop_id=[1]), geometry=[parcel], crs=crs)
+    g.to_file(p/'labels.geojson', driver='GeoJSON')
+    (folder/'split.json').write_text(json.dumps(dict(parts=dict(pretrain=[1]), hash='')))
+
+def write_scene(folder, px=3., n_ps=100, ps_west=west, ps_north=north, n_s2=30, hole=None):
+    "`n_s2` pixels of 10 m and `n_ps` pixels of `px` m a side; values are 1 + row and 1 + column"
+    write_s2(folder, n_s2)
+    row,col = np.indices((n_ps, n_ps))
+    img = np.stack([row+1, col+1, row+1, col+1]).astype('uint16')
     if hole: img[:, hole[0], hole[1]] = 0
-    write_ps(d, img, west, north, px, '2018_05_01')
-    lab = d/'x_train_labels'; lab.mkdir()
-    g = gpd.GeoDataFrame(dict(fid=[1], crop_id=[1]), geometry=[box(W, N-10*n_s2, W+10*n_s2, N)], crs='EPSG:32633')
-    g.to_file(lab/'labels.geojson', driver='GeoJSON')
-    (d/'split.json').write_text(json.dumps(dict(parts=dict(pretrain=[1]), hash='')))
-    return d
+    write_ps(folder, img, ps_west, ps_north, px, '2018_05_01')
+    write_labels(folder, 10*n_s2)
+    return folder
 
-def read(d, n=10_000):
-    res = make_pairs(d, dict(source='coded', pairs_per_date=n, max_days=0, clouds='all', buffer=0, seed=0), d, d)
-    with h5py.File(d/'pairs.h5') as h: return res, {k: v[:] for k,v in h.items()}
+def sampled(folder, n=10_000):
+    "What `make_pairs` returns, and the arrays that it wrote"
+    r = dict(source='coded', pairs_per_date=n, max_days=0, clouds='all', buffer=0, seed=0)
+    res = make_pairs(folder, r, folder, folder)
+    with h5py.File(folder/'pairs.h5') as h: return res, {k: v[:] for k,v in h.items()}
 
-@pytest.mark.parametrize('px,west,north', [(3., W, N), (10/3, W, N), (3.125, W, N), (3., W-7.5, N+4.2), (3.125, W-100, N+33)])
-def test_exact(tmp_path, px, west, north):
-    d = write_scene(tmp_path, px, int(320/px)+60, west, north)
-    res, h = read(d)
-    assert (h['sentinel2_data'][:,0]==h['row']+1).all() and (h['sentinel2_data'][:,1]==h['col']+1).all()
-    x,y = W+10*(h['col']+.5), N-10*(h['row']+.5)                                   # centre of the Sentinel-2 pixel
-    row,col = np.floor((north-y)/px+1e-6), np.floor((x-west)/px+1e-6)               # the PlanetScope pixel that holds it
-    win = h['planet_data'].reshape(-1, 4, 3, 3).astype(int)-1
+# ---------------------------------------------------------------- where pairs come from
+def holds_centre(h, px, ps_west, ps_north):
+    "Row and column of the PlanetScope pixel that holds the centre of each Sentinel-2 pixel"
+    x = west+10*(h['col']+.5)
+    y = north-10*(h['row']+.5)
+    return np.floor((ps_north-y)/px+1e-6), np.floor((x-ps_west)/px+1e-6)
+
+grids = [(3., west, north), (10/3, west, north), (3.125, west, north),
+         (3., west-7.5, north+4.2), (3.125, west-100, north+33)]
+
+@pytest.mark.parametrize('px, ps_west, ps_north', grids)
+def test_exact(tmp_path, px, ps_west, ps_north):
+    res, h = sampled(write_scene(tmp_path, px, int(320/px)+60, ps_west, ps_north))
+    assert (h['sentinel2_data'][:,0]==h['row']+1).all()
+    assert (h['sentinel2_data'][:,1]==h['col']+1).all()
+    row,col = holds_centre(h, px, ps_west, ps_north)
+    window = h['planet_data'].reshape(-1, 4, 3, 3).astype(int)-1
     for i in range(3):
         for j in range(3):
-            assert (win[:,0,i,j]==row+i-1).all() and (win[:,1,i,j]==col+j-1).all()
-    assert res['pairs']==len(h['row'])==900-res['dropped'] and len({*zip(h['row'].tolist(), h['col'].tolist())})==len(h['row'])
+            assert (window[:,0,i,j]==row+i-1).all()
+            assert (window[:,1,i,j]==col+j-1).all()
+    places = {*zip(h['row'].tolist(), h['col'].tolist())}
+    assert res['pairs']==len(h['row'])==900-res['dropped']
+    assert len(places)==len(h['row'])
 
 def test_edges_and_nodata_are_left_out(tmp_path):
-    d = write_scene(tmp_path, 3., 90, hole=(45, 50))                                # 270 m of PlanetScope for 300 m of Sentinel-2
-    res, h = read(d)
-    assert res['dropped']==900-27*27 and h['planet_data'].min()>0
-    assert res['pairs']==27*27-1                                    # one pixel's window holds the hole
+    "270 m of PlanetScope for 300 m of Sentinel-2, and one window that holds a pixel without data"
+    res, h = sampled(write_scene(tmp_path, 3., 90, hole=(45, 50)))
+    assert res['dropped']==900-27*27
+    assert res['pairs']==27*27-1
+    assert h['planet_data'].min()>0
 
 def test_other_window(tmp_path):
     "A study passes in a window of its own"
+    def window_far(*args): return tuple(v+5 for v in window_centre(*args))
     d = write_scene(tmp_path, 3., 120)
-    far = lambda *a: tuple(v+5 for v in window_centre(*a))
-    a,b = candidates(Tile(d), [1]), candidates(Tile(d), [1], far)
-    assert (b['ps_row']-a['ps_row'][:len(b['ps_row'])]==5).all()
+    near = candidates(Tile(d), [1])['ps_row']
+    far = candidates(Tile(d), [1], window_far)['ps_row']
+    assert (far-near[:len(far)]==5).all()
 
 def test_resumes_at_the_shard(tmp_path):
     "An interrupted preparation goes on at the date where it stopped, with the same bytes"
-    a,b = (write_scene(tmp_path/k, 3., 120) for k in 'ab')
-    read(a, 100); whole = (a/'pairs.h5').read_bytes()
-    from cropnb.prepare.pairs import match_days, one_date, save_npz
-    t = Tile(b); c = candidates(t, [1]); one = one_date(t.s2[0], t.ps[t.ps.dates[0]], c, 100, np.random.default_rng([0, 0]), np.zeros(t.s2.shape, 'uint8'))
-    (b/'tmp').mkdir(); save_npz(b/'tmp'/'0000.npz', date=np.full(100, t.s2.dates[0].astype(int), 'uint16'), **one)
-    read(b, 100); assert (b/'pairs.h5').read_bytes()==whole
+    whole = write_scene(tmp_path/'whole', 3., 120)
+    sampled(whole, 100)
+    stopped = write_scene(tmp_path/'stopped', 3., 120)
+    tile = Tile(stopped)
+    s2,ps = tile.s2,tile.ps
+    no_clouds = np.zeros(s2.shape, 'uint8')
+    rng = np.random.default_rng([0, 0])
+    drawn = one_date(s2[0], ps[ps.dates[0]], candidates(tile, [1]), 100, rng, no_clouds)
+    (stopped/'tmp').mkdir()
+    date = np.full(100, s2.dates[0].astype(int), 'uint16')
+    save_npz(stopped/'tmp'/'0000.npz', date=date, **drawn)
+    sampled(stopped, 100)
+    assert (stopped/'pairs.h5').read_bytes()==(whole/'pairs.h5').read_bytes()
 
+# ---------------------------------------------------------------- errors
 def test_days_on_another_grid_are_refused(tmp_path):
-    d = write_scene(tmp_path); write_ps(d, np.ones((4, 100, 100), 'uint16'), W-60, N, 3., '2018_01_01')
-    with pytest.raises(ValueError, match='2018_05_01/sr.tif lies on another grid'): read(d)
+    d = write_scene(tmp_path)
+    write_ps(d, np.ones((4, 100, 100), 'uint16'), west-60, north, 3., '2018_01_01')
+    with pytest.raises(ValueError, match='2018_05_01/sr.tif lies on another grid'): sampled(d)
 
 def test_rasters_apart_are_refused(tmp_path):
-    with pytest.raises(ValueError, match='do the two rasters and the parcels overlap'): read(write_scene(tmp_path, west=W+9000))
+    d = write_scene(tmp_path, ps_west=west+9000)
+    with pytest.raises(ValueError, match='do the two rasters and the parcels overlap'): sampled(d)
 
-@pytest.mark.parametrize('break_it,says', [
-    (lambda d: (next(d.rglob('sr.tif')).write_bytes(next(d.rglob('sr.tif')).read_bytes()[:2000])), 'sr.tif'),
-    (lambda d: next(d.rglob('labels.geojson')).write_text(next(d.rglob('labels.geojson')).read_text().replace('"crop_id": 1', '"crop_id": 0')), 'blanked'),
-    (lambda d: next(d.rglob('timestamp.pkl')).write_bytes(pickle.dumps([])), 'bands.npy holds 1 images, .*timestamp.pkl 0 dates'),
-    (lambda d: next(d.rglob('timestamp.pkl')).write_bytes(pickle.dumps(sys.exit)), 'asks for sys.exit'),
-    (lambda d: np.save(next(d.rglob('bands.npy')), np.zeros((1, 30, 30, 13), 'uint16')), 'not \\(time, row, column, 12\\)')])
-def test_bad_input_is_named(tmp_path, break_it, says):
-    d = write_scene(tmp_path); break_it(d)
-    with pytest.raises(ValueError, match=says): read(d)
+def cut_planet(d):
+    f = next(d.rglob('sr.tif'))
+    f.write_bytes(f.read_bytes()[:2000])
+
+def blank_crops(d):
+    f = next(d.rglob('labels.geojson'))
+    f.write_text(f.read_text().replace('"crop_id": 1', '"crop_id": 0'))
+
+def forget_dates(d): next(d.rglob('timestamp.pkl')).write_bytes(pickle.dumps([]))
+def hide_code(d): next(d.rglob('timestamp.pkl')).write_bytes(pickle.dumps(sys.exit))
+def add_band(d): np.save(next(d.rglob('bands.npy')), np.zeros((1, 30, 30, 13), 'uint16'))
+
+@pytest.mark.parametrize('damage, says', [
+    (cut_planet, 'sr.tif'),
+    (blank_crops, 'blanked'),
+    (forget_dates, 'bands.npy holds 1 images, .*timestamp.pkl 0 dates'),
+    (hide_code, 'asks for sys.exit'),
+    (add_band, r'not \(time, row, column, 12\)')])
+def test_bad_input_is_named(tmp_path, damage, says):
+    d = write_scene(tmp_path)
+    damage(d)
+    with pytest.raises(ValueError, match=says): sampled(d)

@@ -1,137 +1,226 @@
-"Training runs survive a kill with the same bytes, and import nothing that a bare compute node lacks."
+"Runs survive a kill with the same bytes, and are named by all that they depend on"
 import os, shutil, signal, subprocess, sys
 import numpy as np, pytest
+from safetensors.torch import load_file, safe_open, save_file
 from conftest import root
-from cropnb.engine.records import Run, result
-from cropnb.engine.recipes import recipe
-from cropnb.data import resolve
-from cropnb.prepare.seasons import own_task
-from cropnb.data import pairs, series
-from cropnb.pretrain import encoder, encoders
-from cropnb.encoder import load_encoder
+from cropnb import pretrain
+from cropnb.core import Run, recipe, resolve, result
+from cropnb.data import own_task, pairs, series
 from cropnb.downstream import training
+from cropnb.pretrain import encoder, encoders, load_encoder
+from cropnb.probes import Collapse
 
-code = '''
-from cropnb.engine.recipes import recipe
-from cropnb.data import resolve
+# ---------------------------------------------------------------- processes
+pretraining = '''
+from cropnb.core import recipe, resolve
 from cropnb.data import pairs
 from cropnb.pretrain import encoder
-r = recipe('smoke'); p = pairs(resolve('twin', 'smoke', 0), r, 0)
+r = recipe('smoke')
+p = pairs(resolve('twin', 'smoke', 0), r, 0)
 encoder(p, r, 0, 'bimodal', .2, epochs=12).get()
 '''
-def start(runs): return subprocess.Popen([sys.executable, '-c', code], cwd=root, env=os.environ|dict(CROPNB_RUNS=str(runs)), stdout=subprocess.PIPE, text=True)
+made_files = ['encoder.safetensors', 'log.json', 'result.json']
 
+def start(runs):
+    "Pre-train for 12 epochs in a process of its own"
+    env = os.environ|dict(CROPNB_RUNS=str(runs))
+    cmd = [sys.executable, '-c', pretraining]
+    return subprocess.Popen(cmd, cwd=root, env=env, stdout=subprocess.PIPE, text=True)
+
+def output(process):
+    "What it printed; it must end well"
+    text = process.communicate()[0]
+    assert process.returncode==0
+    return text
+
+def kill_at(process, words):
+    "kill -9 when it prints these words"
+    for line in process.stdout:
+        if words in line: break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
-    "kill -9 in the middle; the encoder of the second start is that of a run that was left alone"
-    whole = start(tmp_path/'a'); out = whole.communicate()[0]; assert whole.returncode==0
-    p = start(tmp_path/'b')
-    for line in p.stdout:
-        if 'epoch 4 of 12' in line: p.send_signal(signal.SIGKILL); break
-    p.wait(); assert not list((tmp_path/'b/pretrain').glob('*/result.json'))
-    q = start(tmp_path/'b'); again = q.communicate()[0]; assert q.returncode==0
-    assert 'epoch 1 of 12' in out and 'epoch 1 of 12' not in again                  # it did go on, not start anew
+    "The encoder of the second start is that of a run that was left alone"
+    undisturbed = output(start(tmp_path/'a'))
+    kill_at(start(tmp_path/'b'), 'epoch 4 of 12')
+    assert not list((tmp_path/'b/pretrain').glob('*/result.json'))
+    resumed = output(start(tmp_path/'b'))
+    assert 'epoch 1 of 12' in undisturbed
+    assert 'epoch 1 of 12' not in resumed
     a,b = (next((tmp_path/k/'pretrain').glob('*')) for k in 'ab')
     for f in ('encoder.safetensors', 'result.json'): assert (a/f).read_bytes()==(b/f).read_bytes()
-    assert sorted(f.name for f in b.iterdir())==['encoder.safetensors', 'log.json', 'result.json']
+    assert sorted(f.name for f in b.iterdir())==made_files
 
+@pytest.mark.slow
 def test_two_processes_make_a_run_once(tmp_path):
-    both = [start(tmp_path) for _ in range(2)]
-    outs = [p.communicate()[0] for p in both]
-    assert [p.returncode for p in both]==[0, 0] and sum('epoch 1 of 12' in o for o in outs)==1
+    both = [start(tmp_path), start(tmp_path)]
+    texts = [output(p) for p in both]
+    assert sum('epoch 1 of 12' in text for text in texts)==1
 
+# ---------------------------------------------------------------- what a run is named by
 def test_missing_data_says_so(tmp_path, fresh_runs):
     "An empty folder is an error, not an endless search"
-    r = recipe('smoke'); d = resolve(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='train_labels'): pairs(d, r, 0).get()
-    with pytest.raises(FileNotFoundError, match='BreizhCrops'): series(3, d, r, 0).get()
-    with pytest.raises(FileNotFoundError, match='gone.txt'): Run('x', {}, lambda folder, recipe: open('gone.txt')).get()
+    r = recipe('smoke')
+    empty = resolve(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='train_labels'): pairs(empty, r, 0).get()
+    with pytest.raises(FileNotFoundError, match='BreizhCrops'): series(3, empty, r, 0).get()
+    def read_missing(folder, recipe): return open('gone.txt')
+    with pytest.raises(FileNotFoundError, match='gone.txt'): Run('x', {}, read_missing).get()
 
-def test_files_beside_the_data_change_nothing(tmp_path, fresh_runs):
-    twin = resolve('twin', 'smoke', 0).get(); shutil.copytree(twin, tmp_path/'d'); r = recipe('smoke')
-    ids = lambda: [pairs(resolve(str(tmp_path/'d')), r, 0).id, *(series(t, resolve(str(tmp_path/'d')), r, 0).id for t in (1, 2, 3))]
-    old = ids(); (tmp_path/'d'/'notes.txt').write_text('x'); (next((tmp_path/'d').rglob('sr.tif')).parent/'qa.tif').write_text('x'); assert ids()==old
-    f = next((tmp_path/'d').rglob('*_test_*/**/labels.geojson')); f.write_text(f.read_text()+' '); new = ids()
-    assert [a==b for a,b in zip(old, new)]==[True, True, False, True]
-    assert pairs(resolve(str(tmp_path/'d')), r, 0).recipe['source']=='SIMULATED twin:smoke'       # a copy of the twin stays simulated
+def pairs_of(folder): return pairs(resolve(str(folder)), recipe('smoke'), 0)
 
-def test_other_data_under_the_same_name(tmp_path, fresh_runs):
-    "A task rewritten in place gets new features, not the old ones under a new id"
-    r = recipe('smoke', epochs=8); d = resolve('twin', 'smoke', 0); e = encoders(pairs(d, r, 0), r, 0)['supervised']
+def ids_of(folder):
+    "Names of its pairs and of its series of tasks 1, 2, 3"
+    data, r = resolve(str(folder)), recipe('smoke')
+    return [pairs_of(folder).id, *(series(task, data, r, 0).id for task in (1, 2, 3))]
+
+@pytest.fixture
+def copied_scene(smoke, tmp_path):
+    "The smallest scene as a folder of files"
+    return shutil.copytree(smoke.data.get(), tmp_path/'scene')
+
+def test_files_beside_the_data_change_nothing(copied_scene):
+    old = ids_of(copied_scene)
+    (copied_scene/'notes.txt').write_text('x')
+    beside_an_image = next(copied_scene.rglob('sr.tif')).parent
+    (beside_an_image/'qa.tif').write_text('x')
+    assert ids_of(copied_scene)==old
+
+def test_the_data_change_what_is_made_of_them(copied_scene):
+    "Labels of the test tile: task 2 alone"
+    old = ids_of(copied_scene)
+    labels = next(copied_scene.rglob('*_test_*/**/labels.geojson'))
+    labels.write_text(labels.read_text()+' ')
+    same = [a==b for a,b in zip(old, ids_of(copied_scene))]
+    assert same==[True, True, False, True]
+
+def test_a_copy_of_the_twin_stays_simulated(copied_scene):
+    assert pairs_of(copied_scene).recipe['source']=='SIMULATED twin:smoke'
+
+def write_task(folder, separable):
+    "Two classes, four dates; where `separable`, the second is brighter by 0.2"
     rng = np.random.default_rng(0)
-    def acc(separable):
-        y = np.arange(60)%2+1; x = rng.integers(100, 3000, (60, 4, 12)) if not separable else rng.integers(100, 300, (60, 4, 12))+2000*(y-1)[:,None,None]
-        own_task(tmp_path/'t', dict(time_series=x, mask=np.ones((60, 4)), date=np.zeros((60, 4)), label=y, field_id=np.arange(60), classes=['a', 'b']), 'toy')
-        return result(training(tmp_path/'t', e, 4, 'lstm', 0, r, 0).get())['accuracy']
-    assert acc(True)>.95 and acc(False)<.85
+    label = np.arange(60)%2+1
+    shape = (60, 4, 12)
+    if separable: x = rng.integers(100, 300, shape)+2000*(label-1)[:,None,None]
+    else: x = rng.integers(100, 3000, shape)
+    known = dict(mask=np.ones((60, 4)), date=np.zeros((60, 4)), field_id=np.arange(60))
+    own_task(folder, dict(time_series=x, label=label, classes=['a', 'b'], **known), 'toy')
 
+def test_other_data_under_the_same_name(smoke, tmp_path):
+    "A task rewritten in place gets new features, not the old ones under a new id"
+    r = recipe('smoke', epochs=8)
+    identity = encoders(smoke.pairs, r, 0)['supervised']
+    def accuracy(separable):
+        write_task(tmp_path/'t', separable)
+        return result(training(tmp_path/'t', identity, 4, 'lstm', 0, r, 0).get())['accuracy']
+    assert accuracy(separable=True)>.95
+    assert accuracy(separable=False)<.85
+
+# ---------------------------------------------------------------- records
 def test_a_result_that_lacks_only_its_name_is_kept(fresh_runs):
     "Killed between result and rename: nothing is made twice"
-    made = []
-    def make(folder, recipe): made.append(1); return dict(a=1)
-    r = Run('x', {}, make); r.get(); r.path.rename(r.path.with_suffix('.part'))
-    assert not r.done and result(r.get())==dict(a=1) and made==[1]
+    calls = []
+    def make(folder, recipe):
+        calls.append(1)
+        return dict(a=1)
+    r = Run('x', {}, make)
+    r.get()
+    r.path.rename(r.path.with_suffix('.part'))
+    assert not r.done
+    assert result(r.get())==dict(a=1)
+    assert calls==[1]
 
 def test_a_failed_run_leaves_no_result(fresh_runs):
-    def bad(folder, recipe): (folder/'half.txt').write_text('half'); raise RuntimeError('no')
-    r = Run('x', {}, bad)
+    def make(folder, recipe):
+        (folder/'half.txt').write_text('half')
+        raise RuntimeError('no')
+    r = Run('x', {}, make)
     with pytest.raises(RuntimeError): r.get()
-    assert not r.done and not r.path.exists()
+    assert not r.done
+    assert not r.path.exists()
 
-def test_same_seed_same_result(fresh_runs, monkeypatch, tmp_path):
-    def one(runs, seed):
-        monkeypatch.setenv('CROPNB_RUNS', str(runs)); r = recipe('smoke'); d = resolve('twin', 'smoke', 0)
-        e = encoder(pairs(d, r, 0), r, seed, 'unimodal', .6); t = training(series(1, d, r, 0), e, 1, 'lstm', 0, r, seed)
+def test_same_seed_same_result(smoke, tmp_path, monkeypatch):
+    "From nothing, twice; and another seed"
+    def made(name, seed):
+        monkeypatch.setenv('CROPNB_RUNS', str(tmp_path/name))
+        r = smoke.recipe
+        e = encoder(smoke.pairs, r, seed, 'unimodal', .6)
+        t = training(series(1, smoke.data, r, 0), e, 1, 'lstm', 0, r, seed)
         return (t.get()/'result.json').read_bytes(), (e.path/'encoder.safetensors').read_bytes()
-    assert one(tmp_path/'a', 1)==one(tmp_path/'b', 1)!=one(tmp_path/'b', 2)
+    assert made('a', 1)==made('b', 1)
+    assert made('b', 1)!=made('b', 2)
 
-def test_bare_node():
-    "Losses, encoders, pre-training and downstream need torch, numpy, h5py and safetensors alone"
-    test = '''
-import sys
-class Deny:
-    def find_spec(self, name, *a):
-        if name.split('.')[0] in ('fastcore', 'optuna', 'papermill', 'rasterio', 'geopandas', 'pandas', 'matplotlib', 'scipy', 'tqdm', 'IPython', 'nbdev', 'sklearn'): raise ImportError(name)
-sys.meta_path.insert(0, Deny())
-import cropnb.losses, cropnb.encoders, cropnb.pretrain, cropnb.downstream
-cropnb.downstream.sets('paper', 'lstm', 10)
-'''
-    subprocess.run([sys.executable, '-c', test], cwd=root, check=True)
+# ---------------------------------------------------------------- encoders
+@pytest.fixture(scope='module')
+def seasons(): return np.random.default_rng(0).integers(100, 6000, (3, 5, 12)).astype('uint16')
 
-def test_embed_is_per_date(fresh_runs):
-    r = recipe('smoke'); d = resolve('twin', 'smoke', 0)
-    e = load_encoder(encoders(pairs(d, r, 0), r, 0)['untrained'].get())
-    x = np.random.default_rng(0).integers(100, 6000, (3, 5, 12)).astype('uint16')
-    np.testing.assert_allclose(e.embed(x)[1,2], e.embed(x[1,2]), atol=1e-5)
-    assert e.net.training is False and np.isfinite(e.embed(x)).all()
+def test_embed_is_per_date(smoke, seasons):
+    e = load_encoder(encoders(smoke.pairs, smoke.recipe, 0)['untrained'].get())
+    z = e.embed(seasons)
+    np.testing.assert_allclose(z[1,2], e.embed(seasons[1,2]), atol=1e-5)
+    assert e.net.training is False
+    assert np.isfinite(z).all()
 
-def test_supervised_is_the_identity(fresh_runs):
-    r = recipe('smoke'); d = resolve('twin', 'smoke', 0)
-    run = encoders(pairs(d, r, 0), r, 0)['supervised']; e = load_encoder(run.get())
-    x = np.random.default_rng(0).integers(100, 6000, (3, 5, 12))
-    np.testing.assert_allclose(e.embed(x), (x/1e4-e.mean.numpy())/e.std.numpy(), rtol=1e-4, atol=1e-5); assert result(run)['method']=='supervised'
+def test_supervised_is_the_identity(smoke, seasons):
+    run = encoders(smoke.pairs, smoke.recipe, 0)['supervised']
+    e = load_encoder(run.get())
+    want = (seasons/1e4-e.mean.numpy())/e.std.numpy()
+    np.testing.assert_allclose(e.embed(seasons), want, rtol=1e-4, atol=1e-5)
+    assert result(run)['method']=='supervised'
 
-def test_probes_are_recorded_and_repeat(fresh_runs):
-    "Every epoch, numbers only; the same when run again; the untrained control has one row"
-    d = resolve('twin', 'smoke', 0); p = pairs(d, recipe('smoke'), 0); q = recipe('smoke', pretrain_epochs=2)
-    res = result(encoder(p, q, 0, 'bimodal', .2).get()); pr = res['probes']
-    assert len(pr)==2 and all(np.isfinite(list(m.values())).all() for m in pr) and pr[0]['retrieval_in_date_chance']>pr[0]['retrieval_chance']
-    assert len(result(encoder(p, q, 0, epochs=0).get())['probes'])==1
-    shutil.rmtree(fresh_runs/'pretrain'); assert result(encoder(p, q, 0, 'bimodal', .2).get())==res
+def test_probes_are_recorded(smoke):
+    "Every epoch, numbers only; the untrained control has one row"
+    r = recipe('smoke', pretrain_epochs=2)
+    measured = result(encoder(smoke.pairs, r, 0, 'bimodal', .2).get())['probes']
+    assert len(measured)==2
+    assert all(np.isfinite(list(row.values())).all() for row in measured)
+    assert measured[0]['retrieval_in_date_chance']>measured[0]['retrieval_chance']
+    assert len(result(encoder(smoke.pairs, r, 0, epochs=0).get())['probes'])==1
 
-def test_a_collapse_and_a_nan_stop_the_run(fresh_runs, monkeypatch):
-    from cropnb import pretrain
-    from cropnb.measure.probes import Collapse
-    p = pairs(resolve('twin', 'smoke', 0), recipe('smoke'), 0)
-    monkeypatch.setitem(pretrain.losses, 'nt_xent', lambda a,b,t: (a-b).square().mean()+100*a.square().mean())   # everything to one point
-    with pytest.raises(Collapse, match='embeddings collapsed in epoch'): encoder(p, recipe('smoke', pretrain_lr=.05, pretrain_epochs=60), 0, 'bimodal', 0.).get()
-    monkeypatch.undo()
-    with pytest.raises((ValueError, FloatingPointError), match='NaN|loss became'): encoder(p, recipe('smoke', pretrain_lr=1e12), 0).get()
+def test_probes_repeat(smoke, runs_with):
+    runs = runs_with(smoke.data, smoke.pairs)
+    run = encoder(smoke.pairs, recipe('smoke', pretrain_epochs=2), 0, 'bimodal', .2)
+    first = result(run.get())
+    shutil.rmtree(runs/'pretrain')
+    assert result(run.get())==first
 
-def test_sizes_are_free_and_checked(fresh_runs, tmp_path):
-    from safetensors.torch import load_file, safe_open, save_file
-    p = pairs(resolve('twin', 'smoke', 0), recipe('smoke'), 0); f = encoder(p, recipe('smoke', dim=64, blocks=2, dropout=.1, optimizer='adamw'), 0).get()/'encoder.safetensors'
-    e = load_encoder(f); assert e.dim==64 and e.what['parameters']==sum(v.numel() for v in e.net.parameters()) and e.what['pairs']==p.id
-    with safe_open(f, 'pt') as s: meta = s.metadata()
-    save_file(load_file(f), tmp_path/'e.safetensors', {k: v.replace('"blocks": 2', '"blocks": 3') for k,v in meta.items()})
-    with pytest.raises(ValueError, match='not those of a ResMLP of width 64 and 3 blocks'): load_encoder(tmp_path/'e.safetensors')
-    with pytest.raises(ValueError, match='optimizer='): encoder(p, recipe('smoke', optimizer='lion'), 0)
+def to_one_point(a, b, t):
+    "A loss that collapses"
+    return (a-b).square().mean()+100*a.square().mean()
+
+def test_a_collapse_stops_the_run(smoke, runs_with, monkeypatch):
+    runs_with(smoke.pairs)
+    monkeypatch.setitem(pretrain.losses, 'nt_xent', to_one_point)
+    r = recipe('smoke', pretrain_lr=.05, pretrain_epochs=60)
+    says = 'embeddings collapsed in epoch'
+    with pytest.raises(Collapse, match=says): encoder(smoke.pairs, r, 0, 'bimodal', 0.).get()
+
+def test_a_nan_stops_the_run(smoke, runs_with):
+    runs_with(smoke.pairs)
+    r = recipe('smoke', pretrain_lr=1e12)
+    errors = (ValueError, FloatingPointError)
+    with pytest.raises(errors, match='NaN|loss became'): encoder(smoke.pairs, r, 0).get()
+
+def test_sizes_are_free(smoke):
+    r = recipe('smoke', dim=64, blocks=2, dropout=.1, optimizer='adamw')
+    e = load_encoder(encoder(smoke.pairs, r, 0).get())
+    assert e.dim==64
+    assert e.what['parameters']==sum(v.numel() for v in e.net.parameters())
+    assert e.what['pairs']==smoke.pairs.id
+
+def test_sizes_are_checked(smoke, tmp_path):
+    r = recipe('smoke', dim=64, blocks=2, dropout=.1, optimizer='adamw')
+    good = encoder(smoke.pairs, r, 0).get()/'encoder.safetensors'
+    with safe_open(good, 'pt') as f: meta = f.metadata()
+    meta = {k: v.replace('"blocks": 2', '"blocks": 3') for k,v in meta.items()}
+    bad = tmp_path/'e.safetensors'
+    save_file(load_file(good), bad, meta)
+    says = 'not those of a ResMLP of width 64 and 3 blocks'
+    with pytest.raises(ValueError, match=says): load_encoder(bad)
+
+def test_an_unknown_optimizer(smoke):
+    r = recipe('smoke', optimizer='lion')
+    with pytest.raises(ValueError, match='optimizer='): encoder(smoke.pairs, r, 0)
