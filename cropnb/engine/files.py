@@ -74,10 +74,19 @@ def locked(
     "One process at a time; the lock goes with the process, however it ends"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as f:
-        with contextlib.suppress(ImportError): # not on Windows
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _lock(f, path, wait)
         yield
+
+def _lock(f, path, wait):
+    "Raises `OSError` where the file system has no locks, since two processes could do the same work"
+    try: import fcntl
+    except ImportError: return # Windows
+    try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError: raise
+    except OSError as e:
+        fix = 'set CROPNB_RUNS to a folder on one that has (a local disk, NFS 4, Lustre with flock)'
+        say = f'this file system has no locks ({e.strerror}): {fix}'
+        raise OSError(e.errno, say, str(path)) from e
 
 # %% ../../nbs/engine/00_files.ipynb #1324aad3
 def progress(

@@ -12,10 +12,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from ..evaluate import colours, styled
 from ..encoders import n_params
 from ..methods.contrast import SimCLR
-from ..views import modes, Pairs, probe_rows
+from ..views import Pairs, corrupt, modes, probe_rows
 from ..engine.bands import bands
 from ..encoder import load_encoder
-from ..views import modes, corrupt
 
 # %% ../../nbs/measure/06_drawings.ipynb #3d705561
 def _label(
