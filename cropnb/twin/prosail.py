@@ -195,6 +195,7 @@ def _term_weights(): # (49,)
     weights = [torch.full((n,), w) for n,w in counts]
     return torch.cat(weights)/.03
 
+# %% ../../nbs/twin/01_prosail.ipynb #79da8fa4
 def fit_canopy(
     x:np.ndarray, # (n, 9) canopies
     y:np.ndarray, # (n, 49) terms, from `look_up`
