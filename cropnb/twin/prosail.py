@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from safetensors.torch import save_file
 from torch import nn
-from ..sources.denethor import ps_bands, s2_bands
+from ..engine.bands import ps_bands, s2_bands
 
 # %% ../../nbs/twin/01_prosail.ipynb #c80f6f85
 wavelengths = np.arange(400, 2501) # nm
