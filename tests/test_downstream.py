@@ -106,7 +106,7 @@ def test_fine_tuning_and_from_scratch(world):
 def test_probes_leave_records_like_trainings(world):
     r,s,e = world; runs = [probing(s, e['bimodal'], 1, f, r, 0) for f in probes]+[training(s, e['bimodal'], 1, 'transformer', 0, r, 0)]
     for c in runs: c.get()
-    t = scores(runs); assert list(t.family)==[*probes, 'transformer'] and t[['accuracy', 'kappa', 'macro_f1', 'weighted_accuracy', 'field_accuracy']].notna().all(None) and set(t.method)=={'bimodal'}
+    t = scores(runs); assert list(t.family)==[*probes, 'transformer'] and t[['accuracy', 'kappa', 'macro_f1', 'weighted_accuracy', 'field_accuracy']].notna().all(None) and set(t.variant)=={'bimodal'}
     with pytest.raises(ValueError, match="family='svm' is not one of linear, ridge, knn, forest"): probing(s, e['bimodal'], 1, 'svm', r, 0)
 
 def test_labels_by_fields(world):

@@ -28,7 +28,7 @@ def test_main_job(make, tmp_path, fresh_runs, capfd):
     want = {f'{p}.{e}' for p in pictures for e in ('png', 'svg')} | {f'{t}.{e}' for t in ('table1', 'controls', 'claims') for e in ('csv', 'md')} | {'scores.csv', 'per_class.csv', 'intervals.csv', 'table1.tex'}
     assert {p.name for p in out.iterdir()}==want
     s = pd.read_csv(out/'scores.csv')
-    assert len(s)==3*3*7+3*(6*3+1) and set(s.family)=={'lstm', 'inception', 'transformer', 'ridge', 'linear', 'knn', 'forest'} and set(s.method)=={'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'} and set(s.scene)=={'SIMULATED twin:smoke'}
+    assert len(s)==3*3*7+3*(6*3+1) and set(s.family)=={'lstm', 'inception', 'transformer', 'ridge', 'linear', 'knn', 'forest'} and set(s.variant)=={'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'} and set(s.scene)=={'SIMULATED twin:smoke'}
     assert s.accuracy.between(0, 1).all() and s.groupby('task').n_val.first().to_dict()=={1: 54, 2: 54, 3: 36}
     assert 'SIMULATED twin:smoke' in (out/'figure6.svg').read_text() and 'no evidence' in (out/'table1.md').read_text()
     said = capfd.readouterr().out; assert 'to do, about' in said and 'done in' in said

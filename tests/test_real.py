@@ -44,7 +44,7 @@ def test_bavaria_from_series_to_win_matrix(sample, fresh_runs):
     runs = [training(fresh_runs/'bavaria', e, 4, 'transformer', 0, r, 0) for e in encoders(pairs(d, r, 0), r, 0).values()]
     for c in runs: c.get()
     t = scores(runs); assert set(t.scene)=={'Bavaria 2018 (real)'} and set(t.pretrained_on)=={'SIMULATED twin:smoke'}
-    sup = t[t.method=='supervised'].accuracy.item(); assert sup>.6, sup            # grassland alone is 45 %
+    sup = t[t.variant=='supervised'].accuracy.item(); assert sup>.6, sup            # grassland alone is 45 %
     w = win_matrix(t); np.testing.assert_allclose(w.to_numpy()+w.to_numpy().T, 1)
     assert len(relative_gain(t))==5 and np.isfinite(relative_gain(t).gain).all()
 
