@@ -84,7 +84,7 @@ def _lock(f, path, wait):
     try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError: raise
     except OSError as e:
-        fix = 'set CROPNB_RUNS to a folder on one that has (a local disk, NFS 4, Lustre with flock)'
+        fix = 'set CROPNB_RUNS to a folder on one that has (a local disk, NFS 4)'
         say = f'this file system has no locks ({e.strerror}): {fix}'
         raise OSError(e.errno, say, str(path)) from e
 

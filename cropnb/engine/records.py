@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['commit', 'host', 'Run', 'Folder', 'run_id', 'result', 'idle', 'records']
 
-# %% ../../nbs/engine/05_records.ipynb #32202f8e
-import contextlib
+# %% ../../nbs/engine/05_records.ipynb #d3ab096d
 import errno
 import functools
 import json

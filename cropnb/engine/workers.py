@@ -45,7 +45,7 @@ def end_with_parent(
 
 def connect(
     n_jobs:int=1, # Processes, where there is no scheduler
-    scheduler:str='', # Address of a Dask scheduler, or the file that it writes; '': processes of this machine
+    scheduler:str='', # Address of a Dask scheduler, or the file that it writes; '': none
 ): # `distributed.Client`; closing it ends the processes of this machine
     "Raises `ConnectionError` for a scheduler that does not answer"
     import dask
@@ -69,7 +69,8 @@ def _plugin():
 
 def _client(scheduler, timeout=10):
     from distributed import Client
-    where = dict(scheduler_file=scheduler) if Path(scheduler).is_file() else dict(address=scheduler)
+    is_file = Path(scheduler).is_file()
+    where = {'scheduler_file' if is_file else 'address': scheduler}
     try: return Client(**where, timeout=timeout)
     except (OSError, ValueError) as e:
         say = f'scheduler={scheduler!r} does not answer within {timeout} s'

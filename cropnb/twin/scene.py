@@ -261,6 +261,8 @@ class TwinScene(Run):
     def dates(self)->int: return self.recipe['dates'] # Sentinel-2 acquisitions of a tile
     @property
     def extent(self)->int: return self.recipe['extent'] # Side of a tile, m
+    @property
+    def runs(self)->list: return [self] # That have to be made first
 
     def tile(self, part:str)->Run: return self # train | test
     def parcels(self, year:int)->Run: return self # Brittany, whose only year is 2018
