@@ -16,7 +16,7 @@ def main(device='cpu', n_jobs=2, profile='demo', dates=144):
     from cropnb.downstream import build, sets, training
     from cropnb.encoders import families
     from cropnb.pretrain import encoder, load_encoder
-    from cropnb.studies.difficulty import task
+    from cropnb.studies.difficulty import dialled_task as task
     from cropnb.workers import work
     threads = torch.get_num_threads(); r = recipe(profile); smoke = recipe('smoke'); enc = encoder(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0, epochs=0); enc.get()
     t = task(1001, fields=27, pixels=5, dates=dates); t.get(); n_sets = min(r['n_sets'], 2)
