@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['kinds', 'even_crowd', 'since_1970', 'clear_dates', 'labelled_series', 'make_crowd_task', 'pairs_on',
-           'make_crowd_pairs', 'study_code', 'crowd_task', 'crowd_pairs', 'raw_bands', 'like']
+           'make_crowd_pairs', 'crowd_task', 'crowd_pairs', 'raw_bands', 'like']
 
 # %% ../../nbs/studies/00_crowd.ipynb #e2649848
 from pathlib import Path
 import h5py, numpy as np, pandas as pd, torch
-from ..core import Run, code_of, derive, digest, recipe as recipe_of, resolve
-from ..data import add_moments, own_task, pairs as pairs_of
-from ..pretrain import encoder
-from ..twin.landscape import crops
+from ..engine.records import Run
+from ..engine.seeds import derive
+from ..engine.recipes import recipe as recipe_of
+from ..data import resolve
+from ..prepare.pairs import add_moments
+from ..prepare.seasons import own_task
+from ..data import pairs as pairs_of
+from ..controls import raw
+from ..engine.bands import crops
 from ..twin.optics import shipped
 from ..twin.sample import Crowd, day_tables, draw_places, sample_series, see_day, see_planet
 from ..twin.sensors import to_int
@@ -147,20 +152,6 @@ def make_crowd_pairs(
     add_moments(folder/'pairs.h5', f'{_source} {kind}')
     return dict(pairs=len(p['field']))
 
-# %% ../../nbs/studies/00_crowd.ipynb #4f808bb9
-_simulator = 'phenology prosail optics sensors landscape sample'.split()
-
-def study_code(
-    *modules:str, # Names inside `cropnb`, such as 'studies.tasks'
-)->str: # A hash of the simulator and of these modules
-    "The `code` of runs that draw from a crowd"
-    twin = [f'twin.{m}' for m in _simulator]
-    names = [*twin, 'data', *modules]
-    source = code_of(*(f'cropnb.{m}' for m in names))
-    return digest([shipped, source])
-
-_code = study_code('studies.crowd')
-
 # %% ../../nbs/studies/00_crowd.ipynb #38808268
 def crowd_task(
     stage:str, # Folder under `runs/`
@@ -176,10 +167,10 @@ def crowd_task(
 )->Run: # train.h5 and val.h5
     "A task of simulated fields, as a run"
     recipe = dict(
-        seed=seed, scene=scene, part=part,
+        seed=seed, scene=scene, part=part, optics=shipped,
         fields=fields, pixels=pixels, dates=dates,
         clear=clear, own_moments=own_moments, dial=dial)
-    return Run(stage, recipe, make_crowd_task, _code)
+    return Run(stage, recipe, make_crowd_task)
 
 # %% ../../nbs/studies/00_crowd.ipynb #49ca6a11
 def crowd_pairs(
@@ -194,27 +185,23 @@ def crowd_pairs(
     if kind not in kinds:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(kinds)}")
     recipe = dict(
-        scene=scene, kind=kind, per_date=per_date,
-        fields=fields, dates=dates)
-    return Run(stage, recipe, make_crowd_pairs, _code)
+        scene=scene, kind=kind, optics=shipped,
+        per_date=per_date, fields=fields, dates=dates)
+    return Run(stage, recipe, make_crowd_pairs)
 
 # %% ../../nbs/studies/00_crowd.ipynb #14721130
-def raw_bands(
-    r:dict, # A recipe
-)->Run: # An encoder that passes the twelve bands on
+def raw_bands()->Run: # An encoder that passes the twelve bands on
     "The control that every study of base models starts from"
     twin = resolve('twin', 'smoke', 0)
     some = pairs_of(twin, recipe_of('smoke'), 0)
-    return encoder(some, r, 0, mode='none')
+    return raw(some)
 
 # %% ../../nbs/studies/00_crowd.ipynb #2346af70
 def like(
     run:Run, # Made as the core makes it
     make, # What makes it instead
-    code:str, # Of the functions that replace others
     **inputs, # Those that differ
 )->Run: # With a name of its own
     "The same run made in another way"
-    both = digest([run.what['code'], code])
     inputs = run.inputs | inputs
-    return Run(run.stage, run.recipe, make, both, **inputs)
+    return Run(run.stage, run.recipe, make, **inputs)
