@@ -9,7 +9,6 @@ __all__ = ['Job', 'plan', 'seconds', 'summarise', 'command', 'execute', 'run_sta
 import json, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from pathlib import Path
 from .engine.records import Run, records
 from .engine.files import repo_root, runs_dir
 from .data import pairs, series

@@ -78,7 +78,7 @@ def locked(
         yield
 
 def _lock(f, path, wait):
-    "Raises `OSError` where the file system has no locks, since two processes could do the same work"
+    "Raises `OSError` where the file system has no locks: two processes could do the same work"
     try: import fcntl
     except ImportError: return # Windows
     try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

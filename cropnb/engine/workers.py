@@ -45,7 +45,7 @@ def end_with_parent(
 
 def connect(
     n_jobs:int=1, # Processes, where there is no scheduler
-    scheduler:str='', # Address of a Dask scheduler, or the file that it writes; '': none
+    scheduler:str='', # Address of a Dask scheduler, or the file that it writes
 ): # `distributed.Client`; closing it ends the processes of this machine
     "Raises `ConnectionError` for a scheduler that does not answer"
     import dask

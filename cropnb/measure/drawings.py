@@ -13,7 +13,7 @@ from ..evaluate import colours, styled
 from ..encoders import n_params
 from ..methods.contrast import SimCLR
 from ..views import Pairs, corrupt, modes, probe_rows
-from ..engine.bands import bands
+from ..engine.bands import s2_bands as bands
 from ..encoder import load_encoder
 
 # %% ../../nbs/measure/06_drawings.ipynb #3d705561

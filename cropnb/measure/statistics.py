@@ -10,7 +10,6 @@ __all__ = ['differences', 'signs_test', 'detectable', 'mean_interval', 'compare_
 from pathlib import Path
 import baycomp, h5py, numpy as np, pandas as pd
 from scipy import stats
-from ..engine.records import result
 from ..evaluate import all_fields, names, scores, side_by_side
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
