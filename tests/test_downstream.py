@@ -2,13 +2,16 @@
 import gc, json, weakref
 from types import SimpleNamespace
 import h5py, numpy as np, pytest, torch
-from cropnb.core import result
-from cropnb.data import own_task, series
+from cropnb.base_models import families
+from cropnb.controls import raw, untrained
+from cropnb.data import series
 from cropnb.downstream import EndToEnd, build, fit, predict, training
-from cropnb.encoders import families
+from cropnb.encoder import Encoder, load_encoder
+from cropnb.engine.records import result
 from cropnb.evaluate import scores
 from cropnb.features import features, load_part, read_part
-from cropnb.pretrain import Encoder, encoder, load_encoder
+from cropnb.prepare.seasons import own_task
+from cropnb.pretrain import encoder
 from cropnb.probing import label_grid, probes, probing
 
 # ---------------------------------------------------------------- base models on a toy task
@@ -121,8 +124,9 @@ def test_a_transformer_sees_when():
 def world(smoke):
     "A task and three encoders, which all workers share"
     r = smoke.recipe | dict(epochs=2)
-    def one(*args, **kwargs): return encoder(smoke.pairs, r, 0, *args, **kwargs)
-    made = dict(supervised=one('none'), untrained=one(epochs=0), bimodal=one('bimodal', .2))
+    made = dict(
+        supervised=raw(smoke.pairs), untrained=untrained(smoke.pairs, r, 0),
+        bimodal=encoder(smoke.pairs, r, 0, 'bimodal', .2))
     task = series(1, smoke.data, r, 0)
     for run in (task, *made.values()): run.get()
     return SimpleNamespace(recipe=r, series=task, **made)
@@ -177,10 +181,12 @@ def test_what_a_machine_did_is_in_the_log_alone(world):
     assert {'seconds', 'host', 'peak_mb'}<=log.keys()
 
 def test_fine_tuning_and_from_scratch(world):
-    def method(encoder): return result(lstm(world, encoder, frozen=False).get())['method']
-    assert method(world.untrained)=='end_to_end'
-    assert method(world.bimodal)=='bimodal_tuned'
-    with pytest.raises(ValueError, match='nothing to train'): method(world.supervised)
+    def how(encoder):
+        found = result(lstm(world, encoder, frozen=False).get())
+        return found['mode'], found['training']
+    assert how(world.untrained)==('untrained', 'end_to_end')
+    assert how(world.bimodal)==('bimodal', 'tuned')
+    with pytest.raises(ValueError, match='nothing to train'): how(world.supervised)
 
 def test_an_unknown_set_of_hyper_parameters(world):
     says = 'config=3: profile smoke has 1 sets of lstm'
@@ -213,7 +219,7 @@ def test_probes_leave_records_like_trainings(world):
     table = scores(runs)
     assert list(table.family)==[*probes, 'transformer']
     assert table[measures].notna().all(None)
-    assert set(table.method)=={'bimodal'}
+    assert set(table.variant)=={'bimodal'}
     says = "family='svm' is not one of linear, ridge, knn, forest"
     with pytest.raises(ValueError, match=says): probing(s, e, 1, 'svm', r, 0)
 

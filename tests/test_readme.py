@@ -3,7 +3,7 @@ import importlib.util, json, os, re, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
 from conftest import root
-from cropnb.claims import ledger, summary
+from cropnb.measure.claims import ledger, summary
 from cropnb.studies.replication import named
 
 text = (root/'README.md').read_text(encoding='utf-8')

@@ -2,13 +2,12 @@
 import json
 import numpy as np, pandas as pd, pytest
 from rasterio.transform import from_origin
-from cropnb.engine.recipes import recipe
-from cropnb.data import resolve
-from cropnb.prepare.seasons import own_task
-from cropnb.data import pairs
-from cropnb.prepare.fields import split_fields
+from cropnb.data import pairs, resolve
 from cropnb.downstream import training
+from cropnb.engine.recipes import recipe
 from cropnb.evaluate import relative_gain, scores, win_matrix
+from cropnb.prepare.fields import split_fields
+from cropnb.prepare.seasons import own_task
 from cropnb.pretrain import encoders
 from cropnb.sources.denethor import PlanetScope, crops, rasterise, read_parcels, read_ps
 from cropnb.sources.table import series_from_table
@@ -81,7 +80,7 @@ def test_bavaria_from_series_to_win_matrix(sample, fresh_runs):
     t = scores(runs)
     assert set(t.scene)=={'Bavaria 2018 (real)'}
     assert set(t.pretrained_on)=={'SIMULATED twin:smoke'}
-    supervised = t[t.method=='supervised'].accuracy.item()
+    supervised = t[t.variant=='supervised'].accuracy.item()
     assert supervised>.6, supervised                             # grassland alone is 45 %
     wins = win_matrix(t).to_numpy()
     np.testing.assert_allclose(wins+wins.T, 1)

@@ -2,11 +2,12 @@
 import os, signal, subprocess, sys, time
 import optuna, pytest
 from conftest import root
-from cropnb.core import Run, recipe, resolve
-from cropnb.data import pairs, series
+from cropnb.data import pairs, resolve, series
 from cropnb.downstream import grid
+from cropnb.engine.recipes import recipe
+from cropnb.engine.records import Run
+from cropnb.engine.workers import queue, share, work
 from cropnb.pretrain import encoders
-from cropnb.workers import queue, share, work
 
 def start(script, *args):
     "Run a script in a process group of its own, with its runs beside it"
@@ -18,8 +19,8 @@ def start(script, *args):
 toy = '''
 import os, sys, time
 from pathlib import Path
-from cropnb.core import Run
-from cropnb.workers import work
+from cropnb.engine.records import Run
+from cropnb.engine.workers import work
 
 def make(folder, recipe):
     with open(Path(sys.argv[2])/'starts', 'a') as f: f.write(f"{recipe['k']} {os.getpid()}\\n")
@@ -113,8 +114,8 @@ def test_a_failure_through_a_database(tmp_path, fresh_runs):
 # ---------------------------------------------------------------- the queue
 queuer = '''
 import sys
-from cropnb.core import Run
-from cropnb.workers import queue
+from cropnb.engine.records import Run
+from cropnb.engine.workers import queue
 def make(folder, recipe): return recipe
 queue([Run('toy', dict(k=k), make) for k in range(60)], sys.argv[1])
 '''
