@@ -6,19 +6,20 @@ The grid: one frozen encoder, the three families with the profile's hyper-parame
 epochs and batch, on simulated seasons (144 dates unless told).
 The loop of a user: a torch Dataset over the HDF5 read row by row, DataLoader, the encoder applied
 to every batch in every epoch, Adam, one training at a time with all threads.
-Ours: `cropnb.workers.work` with `n_jobs` processes of one thread each, from nothing: embedding,
+Ours: `cropnb.engine.workers.work` with `n_jobs` processes of one thread each, from nothing: embedding,
 processes and records included. Nothing here is a test.
 """
 import os, sys, tempfile, time
 import h5py, numpy as np, torch, torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
-from cropnb.core import recipe, resolve
-from cropnb.data import pairs
+from cropnb.base_models import families
+from cropnb.controls import untrained
+from cropnb.data import pairs, resolve
 from cropnb.downstream import sets, training
-from cropnb.encoders import families
-from cropnb.pretrain import encoder, load_encoder
-from cropnb.studies.difficulty import task
-from cropnb.workers import work
+from cropnb.encoder import load_encoder
+from cropnb.engine.recipes import recipe
+from cropnb.engine.workers import work
+from cropnb.studies.difficulty import dialled_task
 
 # ---------------------------------------------------------------- the loop of a user
 class Rows(Dataset):
@@ -65,7 +66,7 @@ def train_as_user(user, series, epochs, batch):
 # ---------------------------------------------------------------- both
 def untrained_encoder():
     smoke = recipe('smoke')
-    run = encoder(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0, epochs=0)
+    run = untrained(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0)
     run.get()
     return run
 
@@ -80,7 +81,7 @@ def main(device='cpu', n_jobs=2, profile='demo', dates=144):
     n_sets = min(r['n_sets'], 2)
     epochs, batch = r['epochs'], r['batch']
     enc = untrained_encoder()
-    series = task(1001, fields=27, pixels=5, dates=dates)
+    series = dialled_task(1001, fields=27, pixels=5, dates=dates)
     seasons = [len(Rows(series.get(), part)) for part in ('train', 'val')]
     grid = [training(series, enc, 1, f, i, r, 0, device) for f in families for i in range(n_sets)]
     print(f'{len(grid)} trainings, {seasons[0]} + {seasons[1]} seasons of {dates} dates, '
