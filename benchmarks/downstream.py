@@ -6,8 +6,8 @@ The grid: one frozen encoder, the three families with the profile's hyper-parame
 epochs and batch, on simulated seasons (144 dates unless told).
 The loop of a user: a torch Dataset over the HDF5 read row by row, DataLoader, the encoder applied
 to every batch in every epoch, Adam, one training at a time with all threads.
-Ours: `cropnb.engine.workers.work` with `n_jobs` processes of one thread each, from nothing: embedding,
-processes and records included. Nothing here is a test.
+Ours: `cropnb.engine.workers.work` with `n_jobs` processes of one thread each, from nothing:
+embedding, processes and records included. Nothing here is a test.
 """
 import os, sys, tempfile, time
 import h5py, numpy as np, torch, torch.nn.functional as F

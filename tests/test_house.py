@@ -126,8 +126,8 @@ def test_no_circle_of_imports(deep):
 # Kept for users, with all of their names but `losses.losses`, whose place `methods` has
 facades = dict(
     core = '''profiles protocols repo_root runs_dir check_params in_test recipe pick derive digest
-        code_of fingerprint commit host write_text write_json locked full_name Run run_id result idle
-        records progress Folder resolve data_name pick_device''',
+        code_of fingerprint commit host write_text write_json locked full_name Run run_id result
+        idle records progress Folder resolve data_name pick_device''',
     losses = 'nt_xent dcl clip barlow_twins corrupt')
 
 @pytest.mark.parametrize('name', facades)

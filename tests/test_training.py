@@ -185,7 +185,8 @@ def test_probes_are_recorded(smoke):
     assert len(result(untrained(smoke.pairs, r, 0).get())['probes'])==1
 
 def test_no_epochs_are_the_untrained_control(smoke):
-    assert encoder(smoke.pairs, smoke.recipe, 0, epochs=0).id==untrained(smoke.pairs, smoke.recipe, 0).id
+    same = (smoke.pairs, smoke.recipe, 0)
+    assert encoder(*same, epochs=0).id==untrained(*same).id
 
 def test_probes_repeat(smoke, runs_with):
     runs = runs_with(smoke.data, smoke.pairs)
