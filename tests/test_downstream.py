@@ -1,13 +1,14 @@
 "Base models, features, records and probes"
-import gc, json, weakref
+import gc, json, shutil, weakref
 from types import SimpleNamespace
 import h5py, numpy as np, pytest, torch
 from cropnb.base_models import families
 from cropnb.controls import raw, untrained
 from cropnb.data import series
-from cropnb.downstream import EndToEnd, build, fit, predict, training
+from cropnb.downstream import EndToEnd, build, fit, load_model, predict, training
 from cropnb.encoder import Encoder, load_encoder
-from cropnb.engine.records import result
+from cropnb.engine.files import runs_dir
+from cropnb.engine.records import Run, result
 from cropnb.evaluate import scores
 from cropnb.features import features, load_part, read_part
 from cropnb.prepare.seasons import own_task
@@ -122,14 +123,14 @@ def test_a_transformer_sees_when():
 # ---------------------------------------------------------------- records on the smallest scene
 @pytest.fixture(scope='module')
 def world(smoke):
-    "A task and three encoders, which all workers share"
+    "Two tasks and three encoders, which all workers share"
     r = smoke.recipe | dict(epochs=2)
     made = dict(
         supervised=raw(smoke.pairs), untrained=untrained(smoke.pairs, r, 0),
         bimodal=encoder(smoke.pairs, r, 0, 'bimodal', .2))
-    task = series(1, smoke.data, r, 0)
-    for run in (task, *made.values()): run.get()
-    return SimpleNamespace(recipe=r, series=task, **made)
+    made |= dict(series=series(1, smoke.data, r, 0), brittany=series(3, smoke.data, r, 0))
+    for run in made.values(): run.get()
+    return SimpleNamespace(recipe=r, runs=runs_dir(), **made)
 
 def lstm(world, encoder, **kwargs):
     "Its training on task 1"
@@ -223,6 +224,28 @@ def test_probes_leave_records_like_trainings(world):
     says = "family='svm' is not one of linear, ridge, knn, forest"
     with pytest.raises(ValueError, match=says): probing(s, e, 1, 'svm', r, 0)
 
+old_words = [
+    ('bimodal_tuned', 'dcl_one_sided', ('bimodal', 'dcl', '{"symmetric": false}', 'tuned')),
+    ('unimodal', 'nt_xent', ('unimodal', 'simclr', '', 'frozen')),
+    ('end_to_end', 'nt_xent', ('untrained', None, '', 'end_to_end')),
+    ('supervised', 'nt_xent', ('raw', None, '', 'frozen'))]
+
+@pytest.mark.parametrize('method, loss, now', old_words)
+def test_an_old_record_is_scored(world, tmp_path, method, loss, now):
+    "Its `method` was mode and training in one word, its `loss` is the method now"
+    old = shutil.copytree(lstm(world, world.supervised).get(), tmp_path/'old')
+    (old/'model.safetensors').unlink()
+    record = json.loads((old/'result.json').read_text())
+    del record['recipe']['keep_model']
+    found = record['result']
+    for key in ('mode', 'options', 'training'): del found[key]
+    found |= dict(method=method, loss=loss)
+    (old/'result.json').write_text(json.dumps(record))
+    row, = scores([SimpleNamespace(path=old, done=True)]).to_dict('records')
+    assert (row['mode'], row['method'] or None, row['options'], row['training'])==now
+    assert row['variant']==method
+    assert row['accuracy']==found['accuracy']
+
 def test_labels_by_fields(world):
     families = ('ridge', 'lstm')
     variant = dict(supervised=world.supervised)
@@ -267,3 +290,84 @@ def test_series_that_name_nothing(world, tmp_path):
     assert np.isnan(v['weighted_accuracy'])
     assert v['until']==[]
     with pytest.raises(ValueError, match='do not name their fields'): made(1).get()
+
+# ---------------------------------------------------------------- the model is kept
+ways = {'lstm': 'index', 'inception': 'index', 'transformer': 'index', 'transformer by day': 'day'}
+
+def trained(world, way='lstm', task=1, encoder='bimodal', frozen=True, **changes):
+    "One of `ways` as a run"
+    r = world.recipe|dict(position=ways[way])|changes
+    on = world.series if task==1 else world.brittany
+    family = way.partition(' ')[0]
+    return training(on, getattr(world, encoder), task, family, 0, r, 0, frozen=frozen)
+
+def recorded(run): return np.load(run.path/'predictions.npy')
+
+def check_model(run, task):
+    "It predicts what is recorded, to the byte; own normalisation is in its file"
+    model = load_model(run.get())
+    cls, probability = model.predict(task.path/'val.h5')
+    assert cls.astype('uint8').tobytes()==recorded(run).tobytes()
+    assert len(set(cls))>1
+    assert (probability.argmax(1)==cls).all()
+    np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-5)
+    assert probability.shape==(len(cls), len(model.classes))
+    assert model.classes==result(run)['classes']
+    unnamed = read_part(task.path/'val.h5')|dict(own={})
+    assert (model.predict(unnamed)[0]==cls).all()
+
+@pytest.mark.parametrize('task', [1, 3])
+@pytest.mark.parametrize('encoder, frozen', [('bimodal', True), ('untrained', False)])
+@pytest.mark.parametrize('way', ways)
+def test_a_kept_model_predicts_what_is_recorded(world, way, encoder, frozen, task):
+    run = trained(world, way, task, encoder, frozen)
+    check_model(run, world.series if task==1 else world.brittany)
+
+def test_tasks_are_normalised_as_they_say(world):
+    "Task 3 by itself, tasks 1 and 2 as the encoder was: else the test before tests little"
+    own = [bool(read_part(task.path/'val.h5')['own']) for task in (world.series, world.brittany)]
+    assert own==[False, True]
+
+@pytest.mark.parametrize('encoder, frozen', [('supervised', True), ('bimodal', False)])
+def test_models_on_raw_bands_and_tuned_ones(world, encoder, frozen):
+    check_model(trained(world, 'lstm', 1, encoder, frozen), world.series)
+
+def test_a_model_on_seasons_with_gaps(world, smoke):
+    task = series(1, smoke.data, world.recipe|dict(clouds='clear'), 0)
+    assert not read_part(task.get()/'val.h5')['mask'].all()
+    for frozen in (True, False):
+        run = training(task, world.untrained, 1, 'transformer', 0, world.recipe, 0, frozen=frozen)
+        check_model(run, task)
+
+def test_a_model_and_its_encoder_elsewhere(world, fresh_runs, tmp_path, monkeypatch):
+    "Two files are enough; without the encoder's, the error says which one it was"
+    with monkeypatch.context() as m:
+        m.setenv('CROPNB_RUNS', str(world.runs))
+        run = trained(world)
+        model = shutil.copy(run.get()/'model.safetensors', tmp_path)
+        enc = shutil.copy(world.bimodal.path/'encoder.safetensors', tmp_path)
+        val = shutil.copy(world.series.path/'val.h5', tmp_path)
+        want = recorded(run)
+    says = f'model.safetensors stands on the encoder {world.bimodal.id}, .*: pass encoder='
+    with pytest.raises(FileNotFoundError, match=says): load_model(model)
+    assert (load_model(model, enc).predict(val)[0]==want).all()
+
+def test_only_trainings_keep_a_model(world):
+    "Not a probe, and not with keep_model=False"
+    says = 'probes, and trainings with keep_model=False, keep no model'
+    probe = probing(world.series, world.bimodal, 1, 'ridge', world.recipe, 0)
+    kept, bare = trained(world), trained(world, keep_model=False)
+    for run in (probe, bare):
+        with pytest.raises(FileNotFoundError, match=says): load_model(run.get())
+    kept.get()
+    files = sorted(f.name for f in bare.path.iterdir())
+    assert sorted(f.name for f in kept.path.iterdir())==sorted([*files, 'model.safetensors'])
+    assert result(kept)==result(bare)
+    assert recorded(kept).tobytes()==recorded(bare).tobytes()
+
+def test_keeping_the_model_is_no_part_of_the_name(world):
+    "But not keeping it is"
+    run = trained(world)
+    without = {k: v for k,v in run.recipe.items() if k!='keep_model'}
+    assert Run(run.stage, without, run.make, **run.inputs).id==run.id
+    assert trained(world, keep_model=False).id!=run.id
