@@ -163,11 +163,11 @@ def _check_parcel(
         raise ValueError(f'{where} has no rows: get the file again')
     if not np.isfinite(a).all():
         raise ValueError(f'{where} holds NaN: get the file again')
-    if a[:,:13].max()<=2:
-        raise ValueError(f'{where} holds reflectances in 0..1, not x 10000: get the file again')
     if a[:,:13].min()<0 or a[:,:13].max()>=65535:
         raise ValueError(f'{where} holds values below 0 or from 65535 on, which are no '
                          'reflectance x 10000: get the file again')
+    if a[:,:13].max()<=2:
+        raise ValueError(f'{where} holds reflectances in 0..1, not x 10000: get the file again')
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #62d15c07
 class _Region:
@@ -333,7 +333,7 @@ def _start_of(
                       'remove the .part file and try again')
     return had
 
-# %% ../../nbs/sources/01_breizhcrops.ipynb #8b6cb4dc
+# %% ../../nbs/sources/01_breizhcrops.ipynb #61d7331e
 _begins = {'.zip': b'PK', '.gz': b'\x1f\x8b', '.h5': b'\x89HDF'}
 
 def check_kind_of(
@@ -354,7 +354,7 @@ def check_kind_of(
     if name.endswith('.zip') and not zipfile.is_zipfile(path):
         raise OSError(f'{url}: the end of the zip is missing: get it again')
 
-# %% ../../nbs/sources/01_breizhcrops.ipynb #e1a787d7
+# %% ../../nbs/sources/01_breizhcrops.ipynb #4aac8fda
 def _append(
     answer, # From `_ask`
     part:Path, # What is here already, and grows
