@@ -2,7 +2,7 @@
 
 A case is a kind, what is done to a good input, and what is said of it; `accepted` gives the reason
 instead. All inputs are made here, small, and the good one of each kind is read first."""
-import functools, http.server, io, json, pickle, shutil, tarfile, threading, zipfile
+import functools, http.client, http.server, io, json, pickle, shutil, tarfile, threading, zipfile
 from collections import namedtuple
 from datetime import date, datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -18,12 +18,11 @@ from cropnb.sources.gates import day_of
 from cropnb.sources.table import series_from_table
 from test_pairs import write_ps, write_scene
 from test_pairs import north as tile_north, west as tile_west
-from test_sources import bands13, edit_toml, find_one, make_stack, own_scene, truncate, write_image
+from test_sources import edit_toml, find_one, make_stack, own_scene, truncate
 
 Case = namedtuple('Case', 'kind change says why', defaults=(None, None))
 
 def accepted(kind, change, why): return Case(kind, change, None, why)
-def named(error): return str(error.value).replace('\n', ' ')
 
 # ---------------------------------------------------------------- good inputs
 def read_tile(d):
@@ -154,13 +153,11 @@ def pickled(path, value):
 def corner(**changes):
     "Another place of the tile"
     def go(d):
-        text = bbox(d).read_bytes()
-        box = dict(min_x=tile_west, min_y=tile_north-300, max_x=tile_west+300, max_y=tile_north,
+            box = dict(min_x=tile_west, min_y=tile_north-300, max_x=tile_west+300, max_y=tile_north,
                    _crs='32633')|changes
         box = {k: v for k,v in box.items() if v is not None}
         as_text = pickle.dumps(SimpleNamespace(**box), 0)
         as_text = as_text.replace(b'types\nSimpleNamespace', b'sentinelhub.geometry\nBBox')
-        assert text!=as_text
         bbox(d).write_bytes(as_text)
     return go
 
@@ -215,12 +212,14 @@ tiles = [
     Case('tile', blunt(clp), r'clp.npy cannot be read'),
     Case('tile', lambda d: np.save(clp(d), np.zeros((1, 30, 30, 1), 'float32')),
         r'clp.npy has shape .* of float32, not'),
-    Case('tile', lambda d: np.save(clp(d), np.zeros((1, 30, 31, 1), 'uint8')), r'clp.npy has shape'),
+    Case('tile', lambda d: np.save(clp(d), np.zeros((1, 30, 31, 1), 'uint8')),
+        r'clp.npy has shape'),
     Case('tile', pickled(stamps, 20180501), r'timestamp.pkl holds int, not a list of dates'),
     Case('tile', pickled(stamps, '2018-05-01'), r'timestamp.pkl holds str, not a list'),
     Case('tile', pickled(stamps, [None]), r'timestamp.pkl: the date None is not a date'),
     Case('tile', pickled(stamps, [17591]), r'timestamp.pkl: the date 17591 is not written as'),
-    Case('tile', pickled(stamps, [east]), r'timestamp.pkl: the date .* time zone .*convert it to U'),
+    Case('tile', pickled(stamps, [east]),
+        r'timestamp.pkl: the date .* time zone .*convert it to U'),
     Case('tile', pickled(stamps, []), r'1 images, .*timestamp.pkl 0 dates'),
     Case('tile', blunt(stamps), r'timestamp.pkl is refused.*[Gg]et the file again'),
     Case('tile', blunt(stamps, b'\x80\x05.'), r'timestamp.pkl is refused'),
@@ -354,7 +353,7 @@ scenes = [
     Case('scene', toml('[planetscope]', '[planetscope'), r'scene.toml is not TOML.*correct'),
     Case('scene', recode('latin1'), r'scene.toml is not UTF-8 .*save it as UTF-8'),
     Case('scene', recode('utf-16'), r'scene.toml is not UTF-8'),
-    Case('scene', toml(r"-?(\d\d)-?(\d\d)'", r"-?(\d\d)?x?(\d\d)?y?'"), r'no date in|same date'),
+    Case('scene', toml(r"-?(\d\d)-?(\d\d)'", r"-?(\d\d)(x\d)?'"), r'T32_20210410.tif: no date in'),
     Case('scene', every('s2', in_0_1), r'T32.*at most 0.0001 .*scale = 1 where'),
     Case('scene', every('ps', in_0_1), r'_ps.tif.*at most 0.0001 .*scale = 1 where'),
     Case('scene', image(one, lambda a: a.astype('complex64')), r'holds complex64, not numbers'),
@@ -362,15 +361,19 @@ scenes = [
     Case('scene', every('s2', same, crs='EPSG:4326'), r'is in degrees'),
     Case('scene', every('s2', same, transform=flipped), r'T32_20210410.tif does not lie north up'),
     Case('scene', blunt(lambda d: d/one), r'T32_20210410.tif cannot be read.*get it again'),
-    Case('scene', blunt(lambda d: d/'s2/T32_20210615.tif', b'II*\0'), r'20210615.tif cannot be rea'),
+    Case('scene', blunt(lambda d: d/'s2/T32_20210615.tif', b'II*\0'),
+        r'20210615.tif cannot be rea'),
     Case('scene', blunt(lambda d: d/'clouds/cld_20210615.tif'), r'cld_20210615.tif cannot be read'),
     Case('scene', lambda d: (d/'clouds/cld_20210615.tif').unlink(), r'no image of 2021-06-15'),
     Case('scene', cloud(200), r'cld_20210410.tif holds 200, not cloud .*correct cloud_max'),
     Case('scene', cloud(-5, 'int16'), r'cld_20210410.tif holds -5'),
     Case('scene', cloud(np.nan, 'float32'), r'cld_20210410.tif holds nan'),
-    Case('scene', lambda d: (d/one).rename(d/'s2/T32_20211345.tif'), r'T32_20211345.tif: no date in'),
-    Case('scene', lambda d: (d/one).rename(d/'s2/T32_10210410.tif'), r'T32_10210410.tif: no date in'),
-    Case('scene', toml("date = '", "date = 'tag:NOT_THERE' #"), r"no date in '' by 'tag:NOT_THERE'"),
+    Case('scene', lambda d: (d/one).rename(d/'s2/T32_20211345.tif'),
+        r'T32_20211345.tif: no date in'),
+    Case('scene', lambda d: (d/one).rename(d/'s2/T32_10210410.tif'),
+        r'T32_10210410.tif: no date in'),
+    Case('scene', toml("date = '", "date = 'tag:NOT_THERE' #"),
+        r"no date in '' by 'tag:NOT_THERE'"),
     accepted('scene', recode('utf-8-sig'), 'Windows begins a text with a byte order mark'),
     accepted('scene', toml('licence = ""', '#'), 'what is left out has the template\'s value'),
     accepted('scene', image(one, lambda a: a*0), 'an empty date is masked, and gives no pairs'),
@@ -400,9 +403,11 @@ days3 = '["2021-04-10", "2021-06-15", "{}"]'
 
 stacks = [
     Case('stack', key('dates', days3.format('2021-06-15')), r'dates: a date appears twice.*remove'),
-    Case('stack', key('dates', days3.format('01/03/2018')), r"the date '01/03/2018' is not written"),
+    Case('stack', key('dates', days3.format('01/03/2018')),
+        r"the date '01/03/2018' is not written"),
     Case('stack', key('dates', days3.format('NaT')), r"the date 'NaT'"),
-    Case('stack', key('dates', days3.format('2021-02-30')), r"'2021-02-30' is not a day of the cal"),
+    Case('stack', key('dates', days3.format('2021-02-30')),
+        r"'2021-02-30' is not a day of the cal"),
     Case('stack', key('dates', '[1, 2, 3]'), r'dates: the date 1 is not written as 2018-03-01'),
     Case('stack', key('dates', '["2021-04-10"]'), r'bands.npy has shape'),
     Case('stack', key('bounds', '[9, 0, 1, 5]'), r'bounds \[9, 0, 1, 5\] are mirrored or empty'),
@@ -617,7 +622,8 @@ breizh = [
     Case('breizhcrops', instead(lambda a: a[0]), r'csv/7.csv has shape \(17,\)'),
     Case('breizhcrops', instead(lambda a: a*np.nan), r'csv/7.csv holds NaN'),
     Case('breizhcrops', instead(lambda a: a/1e4), r'csv/7.csv holds reflectances in 0..1'),
-    Case('breizhcrops', instead(lambda a: np.where(a<4001, -9999, a)), r'csv/7.csv holds values be'),
+    Case('breizhcrops', instead(lambda a: np.where(a<4001, -9999, a)),
+        r'csv/7.csv holds values be'),
     Case('breizhcrops', h5(lambda h, a: h.create_group('csv/7.csv')), r'csv/7.csv is a group'),
     Case('breizhcrops', h5(lambda h, a: h.__setitem__('csv/7.csv', h5py.SoftLink('/no'))),
         r'lacks the parcel csv/7.csv'),
@@ -625,6 +631,8 @@ breizh = [
     Case('breizhcrops', bad_byte, r'frh01.zip.*cannot be read.*get it again'),
     Case('breizhcrops', in_zip(b'B11', b'BXX'), r'csv/7.csv has no column B11'),
     Case('breizhcrops', in_zip(b'2018-', b'long ago '), r'csv/7.csv holds text'),
+    Case('breizhcrops', in_zip(b'2018-03-', b'03/2018/'), r'csv/7.csv holds text'),
+    Case('breizhcrops', instead(lambda a: a/[*[1]*16, 1e9]), r'csv/7.csv: doa .* not nanoseconds'),
     accepted('breizhcrops', zipped, 'the zip of 2018 is the same data'),
     accepted('breizhcrops', lambda d: (d/'2018/L1C/notes.txt').write_text('x'), 'is not read')]
 
@@ -805,7 +813,8 @@ downloads = [
     Get('a.csv', 0, plain(Content_Length='many'), r'does not say how large the file is \(many\)'),
     Get('a.csv', 0, plain(Content_Length='9'*15), r'bytes are to come.*make room'),
     Get('a.csv', 0, plain(Content_Length='9'*40), r'does not say how large'),
-    Get('a.csv', 0, plain(Content_Length=str(size+5)), r'of 253 bytes came|IncompleteRead|came; run'),
+    Get('a.csv', 0, plain(Content_Length=str(size+5)),
+        r'of 253 bytes came|IncompleteRead|came; run'),
     Get('a.csv', 9, rest(5, f'bytes 5-{size-1}/{size}'), r'host sent bytes 5-.*remove the .part'),
     Get('a.csv', 9, rest(9, None), r'a part of unknown place: remove the .part'),
     Get('a.csv', 9, rest(9, f'bytes 9-{size-9}/{size}'), r'not the rest of the file'),

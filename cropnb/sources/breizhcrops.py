@@ -144,7 +144,9 @@ def _from_csv(
     df = _read_csv(f, column_names, f.name)
     df = df.dropna(subset=column_names)
     try:
-        df['doa'] = pd.to_datetime(df.doa).astype('datetime64[ns]').astype('int64')
+        written = None if pd.api.types.is_numeric_dtype(df.doa) else 'ISO8601'
+        times = pd.to_datetime(df.doa, format=written)
+        df['doa'] = times.astype('datetime64[ns]').astype('int64')
         df = df.groupby('doa', as_index=False).first()
         return df[column_names].to_numpy(float)
     except (TypeError, ValueError) as e:
@@ -166,6 +168,9 @@ def _check_parcel(
     if a[:,:13].min()<0 or a[:,:13].max()>=65535:
         raise ValueError(f'{where} holds values below 0 or from 65535 on, which are no '
                          'reflectance x 10000: get the file again')
+    if not 864e11<=a[:,16].max()<4.1e18:     # the day after 1970 began, 2099
+        raise ValueError(f'{where}: doa {a[:,16].max():g} is not nanoseconds since 1970: '
+                         'get the file again')
     if a[:,:13].max()<=2:
         raise ValueError(f'{where} holds reflectances in 0..1, not x 10000: get the file again')
 
@@ -333,7 +338,7 @@ def _start_of(
                       'remove the .part file and try again')
     return had
 
-# %% ../../nbs/sources/01_breizhcrops.ipynb #61d7331e
+# %% ../../nbs/sources/01_breizhcrops.ipynb #30b0a9c7
 _begins = {'.zip': b'PK', '.gz': b'\x1f\x8b', '.h5': b'\x89HDF'}
 
 def check_kind_of(
@@ -354,7 +359,7 @@ def check_kind_of(
     if name.endswith('.zip') and not zipfile.is_zipfile(path):
         raise OSError(f'{url}: the end of the zip is missing: get it again')
 
-# %% ../../nbs/sources/01_breizhcrops.ipynb #4aac8fda
+# %% ../../nbs/sources/01_breizhcrops.ipynb #ddd86e61
 def _append(
     answer, # From `_ask`
     part:Path, # What is here already, and grows

@@ -269,7 +269,7 @@ def to_dn(
     out *= ~(empty|broken)
     return out
 
-# %% ../../nbs/sources/03_own.ipynb #ebe4f196
+# %% ../../nbs/sources/03_own.ipynb #6b9942c5
 def _check_scaled(
     dn:np.ndarray, # (band, row, column), from `to_dn`
     path:Path, # For the message
