@@ -153,7 +153,7 @@ def pickled(path, value):
 def corner(**changes):
     "Another place of the tile"
     def go(d):
-            box = dict(min_x=tile_west, min_y=tile_north-300, max_x=tile_west+300, max_y=tile_north,
+        box = dict(min_x=tile_west, min_y=tile_north-300, max_x=tile_west+300, max_y=tile_north,
                    _crs='32633')|changes
         box = {k: v for k,v in box.items() if v is not None}
         as_text = pickle.dumps(SimpleNamespace(**box), 0)
