@@ -23,6 +23,7 @@ from .twin.scene import scene
 class OnDisk(Folder):
     "A folder of data; a stage is given only the files that it reads, so that others change nothing"
     dates, extent = 144, 0                # for `megabytes`: real images are there already
+    runs = ()                             # that have to be made first
 
     @property
     def simulated(self)->bool: # A copy of the twin stays simulated

@@ -103,6 +103,7 @@ def make_features(
     encoder:Path, # Folder of an encoder
     series:Path, # Folder with train.h5 and val.h5
     load=load_encoder, # Called like it; a study's own
+    step:int=1000, # Samples at a time
 )->dict: # What the encoder is, shapes; mean and std (F,) that were taken out, if it is frozen
     "Embeddings (N,T,F), fp16; for an encoder that is trained along, the normalised bands"
     torch.set_num_threads(recipe['threads'])
@@ -113,7 +114,7 @@ def make_features(
         part = read_part(Path(series)/f'{name}.h5')
         masks[name] = part['mask']
         features[name] = allocate(folder/f'{name}.npy', (*part['x'].shape[:2], enc.dim))
-        embed_part(enc, part, features[name])
+        embed_part(enc, part, features[name], step)
     found = dict(what=enc.what, shapes={k: list(x.shape) for k,x in features.items()})
     if not recipe['frozen']: return found # it starts from what it was trained on
     mean,std = moments_of(features['train'], masks['train'])

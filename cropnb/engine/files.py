@@ -44,10 +44,14 @@ def aside(
     part = path.with_name(f'{path.name}.tmp{os.getpid()}')
     try:
         yield part
+        os.chmod(part, 0o666 & ~_umask) # some libraries write for the owner alone
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+_umask = os.umask(0)
+os.umask(_umask)
 
 # %% ../../nbs/engine/00_files.ipynb #ead65d4a
 def write_text(
@@ -74,10 +78,19 @@ def locked(
     "One process at a time; the lock goes with the process, however it ends"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as f:
-        with contextlib.suppress(ImportError): # not on Windows
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _lock(f, path, wait)
         yield
+
+def _lock(f, path, wait):
+    "Raises `OSError` where the file system has no locks: two processes could do the same work"
+    try: import fcntl
+    except ImportError: return # Windows
+    try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError: raise
+    except OSError as e:
+        fix = 'set CROPNB_RUNS to a folder on one that has (a local disk, NFS 4)'
+        say = f'this file system has no locks ({e.strerror}): {fix}'
+        raise OSError(e.errno, say, str(path)) from e
 
 # %% ../../nbs/engine/00_files.ipynb #1324aad3
 def progress(

@@ -6,18 +6,22 @@
 __all__ = ['per_class', 'class_table', 'confusion_table', 'confusions', 'season_table', 'early', 'label_table', 'label_curves']
 
 # %% ../../nbs/measure/05_details.ipynb #c6f033e9
-import json, textwrap
+import textwrap
+from itertools import chain
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from ..evaluate import colours, names, styled
+from ..engine.records import result
+from ..evaluate import colours, names, scores, styled
 
 # %% ../../nbs/measure/05_details.ipynb #e539f9af
+_who = ['task', 'family', 'variant', 'corruption', 'config', 'scene', 'seed', 'run']
+
 def _records(
     runs, # `Run`s of trainings and probes, done or not
 ): # Yields for each that is done: who it is, its result
-    for r in runs:
-        if not r.done: continue
-        d = json.loads((r.path/'result.json').read_text()); q,v = d['recipe'], d['result']
-        yield dict(task=q['task'], family=q['family'], method=v['method'], corruption=v['corruption'], config=q['config'], scene=v['source'], seed=q['run_seed'], run=r.id), v
+    done = [r for r in runs if r.done]
+    if not done: return
+    who = scores(done)[_who].to_dict('records')
+    yield from zip(who, map(result, done))
 
 # %% ../../nbs/measure/05_details.ipynb #1be082c2
 def _over_units(
@@ -25,7 +29,11 @@ def _over_units(
     by:list, # Columns
     value:str, # What is averaged
 )->pd.DataFrame: # mean, sd (0 with one unit), n: over units, each the mean of its rows
-    g = t.groupby([*by, 'scene', 'seed'])[value].mean().groupby(by); return pd.DataFrame(dict(mean=g.mean(), sd=g.std(ddof=1).fillna(0.), n=g.size())).reset_index()
+    each = t.groupby([*by, 'scene', 'seed'])[value].mean()
+    units = each.groupby(by)
+    sd = units.std(ddof=1).fillna(0.)
+    t = pd.DataFrame(dict(mean=units.mean(), sd=sd, n=units.size()))
+    return t.reset_index()
 
 # %% ../../nbs/measure/05_details.ipynb #43a0f94d
 def _line(
@@ -34,93 +42,209 @@ def _line(
     x:str, # Column
     **style,
 ):
-    l, = ax.plot(d[x], d['mean'], marker='o', ms=2, **style)
-    if (d.n>1).any(): ax.fill_between(d[x], d['mean']-d.sd, d['mean']+d.sd, color=l.get_color(), alpha=.15, lw=0)
+    line, = ax.plot(d[x], d['mean'], marker='o', ms=2, **style)
+    if not (d.n>1).any(): return
+    low, high = d['mean']-d.sd, d['mean']+d.sd
+    colour = line.get_color()
+    ax.fill_between(d[x], low, high, color=colour, alpha=.15, lw=0)
 
 # %% ../../nbs/measure/05_details.ipynb #e3cdb331
+def _class_rows(
+    who:dict, # Of a record
+    found:dict, # Its result
+)->list: # One dict a class
+    columns = zip(found['classes'], found['producer'], found['user'])
+    return [dict(who, crop=c, producer=p, user=u) for c,p,u in columns]
+
 def per_class(
     runs, # `Run`s of trainings
-)->pd.DataFrame: # One row a training and class: producer's and user's accuracy (recall and precision)
-    return pd.DataFrame([dict(who, crop=c, producer=p, user=u) for who,v in _records(runs) for c,p,u in zip(*(v[k] for k in ('classes', 'producer', 'user')))])
+)->pd.DataFrame: # One row a training and class
+    "Producer's and user's accuracy (recall and precision)"
+    rows = [_class_rows(*record) for record in _records(runs)]
+    return pd.DataFrame(chain.from_iterable(rows))
 
 # %% ../../nbs/measure/05_details.ipynb #f58136d8
+_first = ('supervised', 'end_to_end', 'untrained', 'unimodal', 'bimodal')
+
 def class_table(
     t:pd.DataFrame, # From `per_class`, of one task
     family:str, # Of base model
     score:str='producer', # producer | user
-)->pd.DataFrame: # Crops by methods, supervised first: mean over all rows
-    w = t[t.family==family].pivot_table(index='crop', columns='method', values=score, sort=False)
-    first = [m for m in ('supervised', 'end_to_end', 'untrained', 'unimodal', 'bimodal') if m in w]; return w[[*first, *w.columns.difference(first)]].loc[t.crop.unique()]
+    by:str='variant', # Column that is compared
+)->pd.DataFrame: # Crops by variants, supervised first
+    "Mean over all rows"
+    of = t[t.family==family]
+    w = of.pivot_table(index='crop', columns=by, values=score, sort=False)
+    first = [v for v in _first if v in w]
+    rest = w.columns.difference(first)
+    return w[[*first, *rest]].reindex(t.crop.unique())
 
 # %% ../../nbs/measure/05_details.ipynb #f2a14041
+def _confusion_rows(
+    who:dict, # Of a record
+    found:dict, # Its result
+)->list: # One dict a crop and what it was called
+    rows = []
+    classes = found['classes']
+    for crop,counts in zip(classes, found['confusion']):
+        for called,n in zip(classes, counts):
+            rows.append(dict(who, crop=crop, called=called, n=n))
+    return rows
+
+def _shares(
+    t:pd.DataFrame, # Of `_confusion_rows`
+)->pd.DataFrame: # Sums over trainings, and the share of the crop
+    crop = ['task', 'family', 'variant', 'crop']
+    t = t.groupby([*crop, 'called'], sort=False).n.sum().reset_index()
+    total = t.groupby(crop).n.transform('sum')
+    return t.assign(share=t.n/total.clip(lower=1))
+
 def confusion_table(
     runs, # `Run`s of trainings
-)->pd.DataFrame: # One row a family, method, crop and what it was called: n over all trainings, and the share of the crop
-    t = pd.DataFrame([dict(who, crop=a, called=b, n=n) for who,v in _records(runs) for a,row in zip(v['classes'], v['confusion']) for b,n in zip(v['classes'], row)])
-    if t.empty: return t
-    k = ['task', 'family', 'method', 'crop']; t = t.groupby([*k, 'called'], sort=False).n.sum().reset_index(); return t.assign(share=t.n/t.groupby(k).n.transform('sum').clip(lower=1))
-
-# %% ../../nbs/measure/05_details.ipynb #29e1d96f
-def confusions(
-    t:pd.DataFrame, # From `confusion_table`, of one task
-    methods:tuple=('supervised', 'unimodal', 'bimodal'), # Those to draw
-    note:str='', # At the foot, from `cropnb.evaluate.stamp`
-)->plt.Figure|None: # A row of matrices a family; `None` where nothing is there
-    fams = [f for f in names if f in set(t.family)] if len(t) else []; ms = [m for m in methods if fams and m in set(t.method)]
-    if not ms: return None
-    crops = t.crop.unique()
-    with styled():
-        fig,axs = plt.subplots(len(fams), len(ms), figsize=(2.3*len(ms)+1, 2.3*len(fams)+.8), squeeze=False, layout='constrained', sharex=True, sharey=True)
-        for row,f in zip(axs, fams):
-            for ax,m in zip(row, ms): _draw_confusion(ax, t[(t.family==f)&(t.method==m)].pivot(index='crop', columns='called', values='share').reindex(crops)[crops], f'{names[f]}, {m}')
-        fig.supylabel('crop', fontsize=7); fig.suptitle('what each crop was called, share of its pixels', fontsize=8); fig.supxlabel(textwrap.fill(note, 130), fontsize=5)
-    return fig
+)->pd.DataFrame: # One row a family, variant, crop and what it was called
+    "n over all trainings, and the share of the crop"
+    rows = [_confusion_rows(*record) for record in _records(runs)]
+    if not rows: return pd.DataFrame()
+    return _shares(pd.DataFrame(chain.from_iterable(rows)))
 
 # %% ../../nbs/measure/05_details.ipynb #3f350213
-def _draw_confusion(ax, w, title):
-    v = w.to_numpy(); ax.imshow(v, cmap='Greys', vmin=0, vmax=1); ax.set_title(title, fontsize=7)
-    ax.set_xticks(range(len(w)), w.columns, rotation=90, fontsize=5); ax.set_yticks(range(len(w)), w.index, fontsize=5)
-    for i,j in np.argwhere(v>=.1): ax.text(j, i, f'{100*v[i,j]:.0f}', ha='center', va='center', fontsize=4.5, color='w' if v[i,j]>.5 else 'k')
+def _draw_confusion(
+    ax, # Where
+    w:pd.DataFrame, # Crops by what they were called: shares
+    title:str, # Above it
+):
+    v = w.to_numpy()
+    ax.imshow(v, cmap='Greys', vmin=0, vmax=1)
+    ax.set_title(title, fontsize=7)
+    ax.set_xticks(range(len(w)), w.columns, rotation=90, fontsize=5)
+    ax.set_yticks(range(len(w)), w.index, fontsize=5)
+    for i,j in np.argwhere(v>=.1):
+        colour = 'w' if v[i,j]>.5 else 'k'
+        percent = f'{100*v[i,j]:.0f}'
+        ax.text(j, i, percent, color=colour, ha='center', va='center', fontsize=4.5)
+
+# %% ../../nbs/measure/05_details.ipynb #29e1d96f
+_called = 'what each crop was called, share of its pixels'
+
+def confusions(
+    t:pd.DataFrame, # From `confusion_table`, of one task
+    variants:tuple=('supervised', 'unimodal', 'bimodal'), # Those to draw
+    note:str='', # At the foot, from `cropnb.evaluate.stamp`
+    by:str='variant', # Column that is compared
+)->plt.Figure|None: # A row of matrices a family; `None` where nothing is there
+    "What each crop was called"
+    if t.empty: return None
+    families = [f for f in names if f in set(t.family)]
+    there = [v for v in variants if v in set(t[by])]
+    if not families or not there: return None
+    crops = t.crop.unique()
+    rows, columns = len(families), len(there)
+    size = 2.3*columns+1, 2.3*rows+.8
+    with styled():
+        fig,axs = plt.subplots(
+            rows, columns, figsize=size, squeeze=False,
+            layout='constrained', sharex=True, sharey=True)
+        for row,f in zip(axs, families):
+            for ax,v in zip(row, there):
+                cell = t[(t.family==f) & (t[by]==v)]
+                w = cell.pivot(index='crop', columns='called', values='share')
+                w = w.reindex(crops)[crops]
+                _draw_confusion(ax, w, f'{names[f]}, {v}')
+        fig.supylabel('crop', fontsize=7)
+        fig.suptitle(_called, fontsize=8)
+        fig.supxlabel(textwrap.fill(note, 130), fontsize=5)
+    return fig
 
 # %% ../../nbs/measure/05_details.ipynb #578491c8
+def _season_rows(
+    who:dict, # Of a record
+    found:dict, # Its result
+)->list: # One dict a month; none where the season was not asked for
+    if not found.get('until'): return []
+    months = zip(range(1, 13), found['until'], found['without'])
+    return [dict(who, month=i, until=a, without=b) for i,a,b in months]
+
 def season_table(
     runs, # `Run`s of trainings
-)->pd.DataFrame: # One row a training and month: accuracy until its end, and without it
-    return pd.DataFrame([dict(who, month=i, until=a, without=b) for who,v in _records(runs) if v.get('until') for i,(a,b) in enumerate(zip(v['until'], v['without']), 1)])
+)->pd.DataFrame: # One row a training and month
+    "Accuracy until the end of the month, and without it"
+    rows = [_season_rows(*record) for record in _records(runs)]
+    return pd.DataFrame(chain.from_iterable(rows))
+
+# %% ../../nbs/measure/05_details.ipynb #7880b9bb
+def _panels(
+    families:list, # One panel each
+    width:float, # Of a panel, inches
+    least:float, # Width of the figure at least
+)->tuple: # Figure, axes
+    n = len(families)
+    size = max(width*n, least), 3
+    fig,axs = plt.subplots(
+        1, n, figsize=size, sharey=True, squeeze=False, layout='constrained')
+    return fig, axs[0]
 
 # %% ../../nbs/measure/05_details.ipynb #c9a49b0d
+_seen = dict(until='the year up to the end of a month', without='the year without a month')
+
 def early(
     t:pd.DataFrame, # From `season_table`, of one task
     note:str='', # At the foot, from `cropnb.evaluate.stamp`
     score:str='until', # until | without
+    by:str='variant', # Column that is compared
 )->plt.Figure|None: # One panel a family; `None` where nothing is there
-    fams = [f for f in names if f in set(t.family)] if len(t) else []
-    if not fams: return None
+    "Accuracy by month"
+    families = [] if t.empty else [f for f in names if f in set(t.family)]
+    if not families: return None
     with styled():
-        fig,axs = plt.subplots(1, len(fams), figsize=(max(2.6*len(fams), 4.5), 3), sharey=True, squeeze=False, layout='constrained')
-        for ax,f in zip(axs[0], fams):
-            for m,d in _over_units(t[t.family==f], ['method', 'month'], score).groupby('method'): _line(ax, d, 'month', color=colours.get(m), label=m)
-            ax.set_xticks(range(1, 13), 'JFMAMJJASOND'); ax.set_title(names[f], fontsize=8)
-        axs[0,0].set_ylabel('accuracy'); axs[0,0].legend(fontsize=5); fig.suptitle('accuracy when shown '+('the year up to the end of a month' if score=='until' else 'the year without a month'), fontsize=8); fig.supxlabel(textwrap.fill(note, 110), fontsize=5)
+        fig,axs = _panels(families, 2.6, 4.5)
+        for ax,f in zip(axs, families):
+            lines = _over_units(t[t.family==f], [by, 'month'], score)
+            for v,d in lines.groupby(by):
+                _line(ax, d, 'month', color=colours.get(v), label=v)
+            ax.set_xticks(range(1, 13), 'JFMAMJJASOND')
+            ax.set_title(names[f], fontsize=8)
+        axs[0].set_ylabel('accuracy')
+        axs[0].legend(fontsize=5)
+        fig.suptitle(f'accuracy when shown {_seen[score]}', fontsize=8)
+        fig.supxlabel(textwrap.fill(note, 110), fontsize=5)
     return fig
 
 # %% ../../nbs/measure/05_details.ipynb #f336316a
 def label_table(
     runs:dict, # (name, family, fields) -> `Run`, from `cropnb.probing.label_grid`
 )->pd.DataFrame: # One row a run that is done: name, family, labelled fields in all, accuracy
-    return pd.DataFrame([dict(who, name=n, fields=v['n_fields_train'], accuracy=v['accuracy']) for (n,_,_),r in runs.items() for who,v in _records([r])])
+    "How many labelled fields each run had, and what it reached"
+    rows = []
+    for (name,_,_),run in runs.items():
+        for who,v in _records([run]):
+            fields = v['n_fields_train']
+            row = dict(who, name=name, fields=fields, accuracy=v['accuracy'])
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/measure/05_details.ipynb #4316fb1e
 def label_curves(
     t:pd.DataFrame, # From `label_table`
     note:str='', # At the foot
-)->plt.Figure|None: # One panel a family, one line a variant; `None` where fewer than two points are there
+)->plt.Figure|None: # One panel a family, one line a variant
+    "`None` where fewer than two points are there"
     if t.empty or t.fields.nunique()<2: return None
-    fams = list(dict.fromkeys(t.family)); at = sorted(t.fields.unique())
+    families = list(dict.fromkeys(t.family))
+    at = sorted(t.fields.unique())
     with styled():
-        fig,axs = plt.subplots(1, len(fams), figsize=(max(3*len(fams), 5), 3), squeeze=False, sharey=True, layout='constrained')
-        for ax,f in zip(axs[0], fams):
-            for n,d in _over_units(t[t.family==f], ['name', 'fields'], 'accuracy').groupby('name', sort=False): _line(ax, d, 'fields', color=colours.get(n.split()[0]), ls=':' if n.endswith('.6') else '-', label=n)
-            ax.set(xscale='log', xlabel='labelled fields, all classes together'); ax.set_title(names.get(f, f), fontsize=8); ax.set_xticks(at, at); ax.minorticks_off()
-        axs[0,0].set_ylabel('accuracy'); axs[0,0].legend(fontsize=6); fig.supxlabel(textwrap.fill(note, 110), fontsize=5); fig.suptitle('how many labelled fields', fontsize=8)
+        fig,axs = _panels(families, 3, 5)
+        for ax,f in zip(axs, families):
+            lines = _over_units(t[t.family==f], ['name', 'fields'], 'accuracy')
+            for name,d in lines.groupby('name', sort=False):
+                colour = colours.get(name.split()[0])
+                dots = ':' if name.endswith('.6') else '-'
+                _line(ax, d, 'fields', color=colour, ls=dots, label=name)
+            ax.set(xscale='log', xlabel='labelled fields, all classes together')
+            ax.set_title(names.get(f, f), fontsize=8)
+            ax.set_xticks(at, at)
+            ax.minorticks_off()
+        axs[0].set_ylabel('accuracy')
+        axs[0].legend(fontsize=6)
+        fig.supxlabel(textwrap.fill(note, 110), fontsize=5)
+        fig.suptitle('how many labelled fields', fontsize=8)
     return fig

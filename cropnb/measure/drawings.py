@@ -11,11 +11,17 @@ import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from ..evaluate import colours, styled
 from ..encoders import n_params
-from ..pretrain import Nets
-from ..views import Pairs, probe_rows
-from ..engine.bands import bands
+from ..methods.contrast import SimCLR
+from ..views import Pairs, corrupt, modes, probe_rows
+from ..engine.bands import s2_bands as bands
 from ..encoder import load_encoder
-from ..views import corrupt
+
+# %% ../../nbs/measure/06_drawings.ipynb #3d705561
+def _label(
+    net:torch.nn.Sequential, # An encoder or a projector
+)->str: # Its type, widths and size, on three lines
+    widths = f'{net[0].in_features} to {net[-1].out_features}'
+    return f'{type(net).__name__}, {widths}\n{n_params(net):,}\nparameters'
 
 # %% ../../nbs/measure/06_drawings.ipynb #818469f6
 def _box(
@@ -25,26 +31,80 @@ def _box(
     text:str, # In it
     c:str, # Its colour
 ):
-    ax.add_patch(FancyBboxPatch((x-1, y-.38), 2, .76, boxstyle='round,pad=.05', fc=c, ec='k', alpha=.35)); ax.text(x, y, text, ha='center', va='center', fontsize=6)
+    box = FancyBboxPatch((x-1, y-.38), 2, .76, boxstyle='round,pad=.05')
+    box.set(fc=c, ec='k', alpha=.35)
+    ax.add_patch(box)
+    ax.text(x, y, text, ha='center', va='center', fontsize=6)
 
 # %% ../../nbs/measure/06_drawings.ipynb #3dd2315c
-def _arrow(ax, *ends): ax.add_patch(FancyArrowPatch(*ends, arrowstyle='-|>', mutation_scale=9, color='k', lw=.8))
+def _arrow(
+    ax, # Where
+    *ends, # (x, y) of its two ends
+):
+    style = dict(arrowstyle='-|>', mutation_scale=9)
+    arrow = FancyArrowPatch(*ends, **style, color='k', lw=.8)
+    ax.add_patch(arrow)
+
+# %% ../../nbs/measure/06_drawings.ipynb #31625d13
+_shown = dict(
+    bimodal=('Sentinel-2 pixel\n12 bands\ncorrupted',
+             'PlanetScope\n3 x 3 pixels, 4 bands\ncorrupted'),
+    unimodal=('Sentinel-2 pixel\n12 bands\nas it is',
+              'the same pixel\ncorrupted'))
+_one = 'one encoder, one projector'
+_kept = 'the Sentinel-2 encoder is kept, the projectors are not'
+
+def _row(
+    ax, # Where
+    y:float, # Height
+    mode:str, # bimodal | unimodal
+    shown:str, # What the encoder sees
+    enc:torch.nn.Module, # Its encoder
+    proj:torch.nn.Module, # Its projector
+):
+    "From what is shown to the loss"
+    _box(ax, 1, y, shown, '#fdb462')
+    _box(ax, 4, y, _label(enc), colours[mode])
+    _box(ax, 7, y, _label(proj), '#cccccc')
+    for x in (2.05, 5.05): _arrow(ax, (x, y), (x+.9, y))
+    side = np.sign(y-.75)
+    _arrow(ax, (8.05, y), (8.95, .75+.15*side))
 
 # %% ../../nbs/measure/06_drawings.ipynb #b324f5ce
 def set_up(
     mode:str, # bimodal (Figure 1) | unimodal (Figure 5)
 )->plt.Figure: # From spectrum to loss
-    n = Nets(mode); two = mode=='bimodal'; label = lambda m: f'{type(m).__name__}, {m[0].in_features} to {m[-1].out_features}\n{n_params(m):,}\nparameters'
+    "A set-up of pre-training"
+    method = SimCLR(modes[mode]())
+    two = mode=='bimodal'
+    first,second = _shown[mode]
     with styled():
-        fig,ax = plt.subplots(figsize=(7.5, 2.6)); ax.set(xlim=(-.2, 11.2), ylim=(-.6, 2.1)); ax.axis('off')
-        for y,what,enc,proj in ((1.5, 'Sentinel-2 pixel\n12 bands\n'+('corrupted' if two else 'as it is'), n.enc, n.proj), (0, 'PlanetScope\n3 x 3 pixels, 4 bands\ncorrupted' if two else 'the same pixel\ncorrupted', n.enc2 or n.enc, n.proj2 or n.proj)):
-            for x,s,c in ((1, what, '#fdb462'), (4, label(enc), colours[mode]), (7, label(proj), '#cccccc')): _box(ax, x, y, s, c)
-            for x in (2.05, 5.05): _arrow(ax, (x, y), (x+.9, y))
-            _arrow(ax, (8.05, y), (8.95, .75+.15*np.sign(y-.75)))
+        fig,ax = plt.subplots(figsize=(7.5, 2.6))
+        ax.set(xlim=(-.2, 11.2), ylim=(-.6, 2.1))
+        ax.axis('off')
+        _row(ax, 1.5, mode, first, *method.network(0))
+        _row(ax, 0, mode, second, *method.network(1))
         _box(ax, 10, .75, 'contrastive loss\n(temperature 0.07)', '#fb8072')
-        if not two: ax.text(4, .75, 'one encoder, one projector', ha='center', va='center', fontsize=7, style='italic')
-        ax.set_title(f"Figure {1 if two else 5}: {mode} pre-training; the Sentinel-2 encoder is kept, the projectors are not", fontsize=8)
+        if not two:
+            middle = dict(ha='center', va='center')
+            ax.text(4, .75, _one, **middle, fontsize=7, style='italic')
+        number = 1 if two else 5
+        title = f'Figure {number}: {mode} pre-training; {_kept}'
+        ax.set_title(title, fontsize=8)
     return fig
+
+# %% ../../nbs/measure/06_drawings.ipynb #d30b9fe1
+def _spectrum(
+    ax, # Where
+    x:torch.Tensor, # (12,) the pixel, times 10,000
+    y:torch.Tensor, # (12,) what is left of it
+)->int: # How many bands were replaced
+    at = range(len(bands))
+    new = np.flatnonzero(y!=x)
+    ax.plot(at, x/1e4, 'o-', c='#7570b3', ms=3, label='the pixel')
+    ax.plot(new, y[new]/1e4, 's', c='#d95f02', ms=5, label='replaced')
+    ax.set_xticks(at, bands, rotation=60)
+    return len(new)
 
 # %% ../../nbs/measure/06_drawings.ipynb #9dba4fc8
 def corrupted(
@@ -53,23 +113,58 @@ def corrupted(
     rates:tuple=(.2, .6), # Corruption
     seed:int=0, # Of the draw
 )->plt.Figure: # The spectrum, and what is left of it
-    x = p.s2[row:row+1]; at = range(len(bands))
+    "One sample at each rate"
+    x = p.s2[row:row+1]
     with styled():
-        fig,axs = plt.subplots(1, len(rates), figsize=(7.5, 2.6), sharey=True, layout='constrained')
+        fig,axs = plt.subplots(
+            1, len(rates), figsize=(7.5, 2.6), sharey=True, layout='constrained')
         for ax,rate in zip(axs, rates):
-            y = corrupt(x, rate, p.s2, torch.Generator().manual_seed(seed)); new = (y!=x)[0].numpy()
-            ax.plot(at, x[0]/1e4, 'o-', c='#7570b3', ms=3, label='the pixel'); ax.plot(np.flatnonzero(new), (y[0]/1e4)[new], 's', c='#d95f02', ms=5, label='replaced'); ax.set_xticks(at, bands, rotation=60); ax.set_title(f'corruption {rate}: {new.sum()} of {len(bands)} bands', fontsize=8)
-        axs[0].set_ylabel('reflectance'); axs[0].legend(); fig.suptitle(f'Figure 2: random feature corruption (SCARF) | {p.source}', fontsize=8)
+            y = corrupt(x, rate, p.s2, torch.Generator().manual_seed(seed))
+            n = _spectrum(ax, x[0], y[0])
+            ax.set_title(f'corruption {rate}: {n} of {len(bands)} bands', fontsize=8)
+        axs[0].set_ylabel('reflectance')
+        axs[0].legend()
+        title = 'Figure 2: random feature corruption (SCARF)'
+        fig.suptitle(f'{title} | {p.source}', fontsize=8)
     return fig
 
 # %% ../../nbs/measure/06_drawings.ipynb #3985c136
 def plane(
-    x:np.ndarray, # (N,F) embeddings
+    x:np.ndarray, # (N, F) embeddings
     seed:int=0, # Of its start
-)->np.ndarray: # (N,2)
+)->np.ndarray: # (N, 2)
+    "t-SNE in one thread, so that it repeats"
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
-    with threadpool_limits(1): return TSNE(init='pca', random_state=seed, n_jobs=1).fit_transform(x)
+    tsne = TSNE(init='pca', random_state=seed, n_jobs=1)
+    with threadpool_limits(1): return tsne.fit_transform(x)
+
+# %% ../../nbs/measure/06_drawings.ipynb #ee13f9a4
+def _month(
+    days:torch.Tensor, # (N,) since 1970
+)->np.ndarray: # (N,) 1 to 12
+    date = days.numpy().astype('datetime64[D]')
+    return date.astype('datetime64[M]').astype(int)%12+1
+
+# %% ../../nbs/measure/06_drawings.ipynb #2c00c711
+def _draw_plane(
+    z:np.ndarray, # (N, 2) from `plane`
+    crop:np.ndarray, # (N,) from 1; 0: none
+    month:np.ndarray, # (N,) 1 to 12
+    crops:tuple, # Names of the classes
+)->plt.Figure: # By crop and by month
+    fig,axs = plt.subplots(1, 2, figsize=(7.5, 3.6), layout='constrained')
+    left,right = axs
+    for k,name in enumerate(crops, 1):
+        colour = plt.cm.tab10(k-1)
+        left.scatter(*z[crop==k].T, s=4, color=colour, label=name)
+    dots = right.scatter(*z.T, s=4, c=month, cmap='twilight', vmin=1, vmax=13)
+    fig.colorbar(dots, ax=right, label='month')
+    left.legend(fontsize=5, markerscale=2)
+    for ax,title in zip(axs, ('by crop', 'by month')):
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=8)
+    return fig
 
 # %% ../../nbs/measure/06_drawings.ipynb #e3b548f0
 def embeddings(
@@ -77,13 +172,16 @@ def embeddings(
     p:Pairs, # The set
     crops:tuple, # Names of the classes
     n:int=800, # Pairs
-)->plt.Figure: # t-SNE by crop and by month; raises `ValueError` where pairs name neither
-    if {'crop', 'date'}-set(p.about): raise ValueError(f'{p.source}: these pairs do not name their crops and dates')
-    i = probe_rows(p, n, 12); e = load_encoder(encoder); z = plane(e.embed(p.s2[i]).numpy()); month = p.about['date'][i].numpy().astype('datetime64[D]').astype('datetime64[M]').astype(int)%12+1
+)->plt.Figure: # t-SNE by crop and by month
+    "Raises `ValueError` where pairs do not name their crops and dates"
+    if {'crop', 'date'}-set(p.about):
+        raise ValueError(f'{p.source}: these pairs do not name their crops and dates')
+    i = probe_rows(p, n, 12)
+    e = load_encoder(encoder)
+    z = plane(e.embed(p.s2[i]).numpy())
+    crop = p.about['crop'][i].numpy()
+    month = _month(p.about['date'][i])
     with styled():
-        fig,axs = plt.subplots(1, 2, figsize=(7.5, 3.6), layout='constrained'); crop = p.about['crop'][i].numpy()
-        for k,name in enumerate(crops, 1): axs[0].scatter(*z[crop==k].T, s=4, color=plt.cm.tab10(k-1), label=name)
-        s = axs[1].scatter(*z.T, s=4, c=month, cmap='twilight', vmin=1, vmax=13); fig.colorbar(s, ax=axs[1], label='month'); axs[0].legend(fontsize=5, markerscale=2)
-        for a,t in zip(axs, ('by crop', 'by month')): a.set(xticks=[], yticks=[]); a.set_title(t, fontsize=8)
+        fig = _draw_plane(z, crop, month, crops)
         fig.suptitle(f'{e} | t-SNE of {len(i)} pixels | {p.source}', fontsize=7)
     return fig

@@ -11,7 +11,7 @@ import h5py, numpy as np
 from ..engine.files import progress
 from .pairs import add_moments, alignment, verdict, write_card
 from .seasons import check_classes, write_series
-from ..sources.denethor import crops
+from ..engine.bands import crops
 
 # %% ../../nbs/prepare/04_published.ipynb #pu000011
 authors_files = {

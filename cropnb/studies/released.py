@@ -4,31 +4,38 @@
 
 # %% auto #0
 __all__ = ['oddities', 'Unregistered', 'build_unregistered', 'plateau', 'best_epoch', 'load_in_train_mode', 'off_centre',
-           'views_released', 'load_released', 'like', 'as_released', 'pairs_off_centre']
+           'UnimodalReleased', 'load_released', 'as_released', 'pairs_off_centre']
 
 # %% ../../nbs/studies/04_released.ipynb #15aaca42
 import functools
-import numpy as np, torch
+import numpy as np
 from torch import nn
 from ..engine.records import Run
-from ..engine.names import code_of, digest
-from ..data import make_pairs
+from ..views import Unimodal
+from ..prepare.pairs import make_pairs
 from ..downstream import build, make_training
 from ..features import make_features
 from ..encoder import load_encoder
 from ..engine.tensors import normalise
-from .audit import corrupt_batch, load_reshaped
+from .audit import corrupt_batch, divide_by_variance, load_reshaped
+from .crowd import like
 
 # %% ../../nbs/studies/04_released.ipynb #7d28d917
 class Unregistered(nn.Module):
     "D1: InceptionTime whose last layer alone is registered"
     def __init__(self,
         m:nn.Module, # InceptionTime
-    ): super().__init__(); self.blocks,self.head = [m],m.head # a list hides a network from PyTorch
-    def forward(self, x, mask=None, when=None): return self.blocks[0](x, mask, when)
+    ):
+        super().__init__()
+        self.blocks = [m] # hidden: PyTorch does not look into lists
+        self.head = m.head
+    def forward(self, x, mask=None, when=None):
+        return self.blocks[0](x, mask, when)
 
 # %% ../../nbs/studies/04_released.ipynb #b28eeae4
-def build_unregistered(*args): return Unregistered(build(*args)) # D1 in place of `downstream.build`
+def build_unregistered(*args):
+    "D1 in place of `downstream.build`"
+    return Unregistered(build(*args))
 
 # %% ../../nbs/studies/04_released.ipynb #7bd26642
 def plateau(
@@ -42,12 +49,15 @@ def best_epoch(
     result:dict, # A training's record
 )->float: # Points that the best epoch has over the last, on the same validation set
     "D7"
-    return 100*(max(result['epoch_accuracy'])-result['epoch_accuracy'][-1])
+    accuracy = result['epoch_accuracy']
+    return 100*(max(accuracy)-accuracy[-1])
 
 # %% ../../nbs/studies/04_released.ipynb #310e7850
 def load_in_train_mode(*args):
     "D11 in place of `load_encoder`"
-    e = load_encoder(*args); e.net.train(); return e
+    loaded = load_encoder(*args)
+    loaded.net.train()
+    return loaded
 
 # %% ../../nbs/studies/04_released.ipynb #55a928d9
 def off_centre(
@@ -60,30 +70,24 @@ def off_centre(
     return tuple((np.asarray(i)*10/3+1e-9).astype('int64') for i in (row, col))
 
 # %% ../../nbs/studies/04_released.ipynb #63d7b273
-def views_released(p, i, mode, rate, g):
+class UnimodalReleased(Unimodal):
     "D2 and D5 in place of SCARF"
-    a = normalise(corrupt_batch(p.s2[i], rate, p.s2, g), *p.norm[0])
-    return (a, a) if mode=='unimodal' else (a, normalise(corrupt_batch(p.ps[i], rate, p.ps, g), *p.norm[1]))
+    def __call__(self, pairs, rows, g):
+        s2 = corrupt_batch(pairs.s2[rows], self.corruption, pairs.s2, g)
+        both = normalise(s2, *pairs.norm[0])
+        return [both, both]
 
 # %% ../../nbs/studies/04_released.ipynb #27b787e3
 def load_released(*args):
     "D3a and D10 in place of `Pairs`"
-    p = load_reshaped(*args); p.norm = [(m, s**2) for m,s in p.norm]; p.stats['s2_std'] = p.stats['s2_std']**2; return p
+    return divide_by_variance(load_reshaped(*args))
 
 # %% ../../nbs/studies/04_released.ipynb #e763aca4
-oddities = dict(D1=dict(build=build_unregistered), D6=dict(share=plateau), D11=dict(load=load_in_train_mode))
-oddities['released'] = dict(build=build_unregistered, share=plateau, load=load_in_train_mode)
-
-# %% ../../nbs/studies/04_released.ipynb #5922092a
-_code = code_of('cropnb.studies.audit', 'cropnb.studies.released')
-
-# %% ../../nbs/studies/04_released.ipynb #28c86f75
-def like(
-    run:Run, # Made as the core makes it
-    make, # What makes it instead
-    **inputs, # Those that are others
-)->Run: # With a name of its own
-    return Run(run.stage, run.recipe, make, digest([run.what['code'], _code]), **run.inputs|inputs)
+oddities = dict(
+    D1=dict(build=build_unregistered),
+    D6=dict(share=plateau),
+    D11=dict(load=load_in_train_mode),
+    released=dict(build=build_unregistered, share=plateau, load=load_in_train_mode))
 
 # %% ../../nbs/studies/04_released.ipynb #83cbc60c
 def as_released(
@@ -91,12 +95,21 @@ def as_released(
     which:str, # Of `oddities`
 )->Run: # The same training with it
     "D1 is InceptionTime's alone: other families are left as they are"
-    c = {k: v for k,v in oddities[which].items() if k!='build' or run.recipe['family']=='inception'}; f = run.inputs['features']
-    if 'load' in c and f.recipe['frozen']: f = like(f, functools.partial(make_features, load=c['load'], step=100_000))
-    own = {k: v for k,v in c.items() if k!='load'}; return like(run, functools.partial(make_training, **own) if own else run.make, features=f)
+    own = dict(oddities[which])
+    if run.recipe['family']!='inception': own.pop('build', None)
+    load = own.pop('load', None)
+    features = run.inputs['features']
+    if load and features.recipe['frozen']:
+        whole = dict(load=load, step=100_000) # a part is one batch
+        embedding = functools.partial(make_features, **whole)
+        features = like(features, embedding)
+    make = functools.partial(make_training, **own) if own else run.make
+    return like(run, make, features=features)
 
 # %% ../../nbs/studies/04_released.ipynb #e7b35049
 def pairs_off_centre(
     run:Run, # Pairs, from `cropnb.data.pairs`
-)->Run: # D4
-    return like(run, functools.partial(make_pairs, centre=off_centre))
+)->Run: # Others, of the same rasters
+    "D4"
+    make = functools.partial(make_pairs, centre=off_centre)
+    return like(run, make)

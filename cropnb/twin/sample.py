@@ -8,7 +8,8 @@ __all__ = ['texture_factors', 'Crowd', 'draw_places', 'beyond', 'ground_s2', 'gr
            'write_published']
 
 # %% ../../nbs/twin/06_sample.ipynb #2b77e143
-import functools, json, math
+import contextlib, functools, json, math
+from itertools import product
 from pathlib import Path
 import h5py, numpy as np, torch
 from scipy.ndimage import convolve1d
@@ -19,248 +20,441 @@ from .landscape import blend, centres, defaults, marks, places, textures
 from .optics import field_table, look, shipped
 from .phenology import draw_fields, regions, states
 from .scene import write_breizhcrops
-from .sensors import Noise, air, cloud_state, moisture, resolutions, s2_days, see_ps
-from .sensors import see_s2, sun_zenith, to_int
+from .sensors import Noise, air, cloud_state, moisture, resolutions, s2_days
+from .sensors import see_ps, see_s2, sun_zenith, to_int
 
 # %% ../../nbs/twin/06_sample.ipynb #c55802ea
 def _texture(n, seed):
-    "Vigour and soil of one big arable field at 3 m, drilled from north to south, as in `landscape.ground_at`"
-    rng = np.random.default_rng(seed); y = centres(0, n, 3.)
-    v,w = blend({k: Noise(3*n, s, rng).grid(y, y) for k,s in textures.items()}); x = np.arange(n)
-    return v+marks(rng.standard_normal(n)[x//2], 3*x), w
+    "Vigour and soil of one arable field of n x n pixels of 3 m, drilled from north to south"
+    rng = np.random.default_rng(seed)
+    y = centres(0, n, 3.)
+    noise = {k: Noise(3*n, s, rng).grid(y, y) for k,s in textures.items()}
+    vigour,soil = blend(noise) # as in `landscape.ground_at`
+    column = np.arange(n)
+    drill = rng.standard_normal(n)[column//2]
+    return vigour+marks(drill, 3*column), soil
 
 # %% ../../nbs/twin/06_sample.ipynb #ebd5c6e3
 def _line(m, n=35):
     "Point spread of a pixel of m metres along one axis, on fine pixels about its centre"
-    x, sd = np.arange(-n, n+1)*3., .4*m
-    w = ndtr((x+m/2)/sd)-ndtr((x-m/2)/sd)
-    return w/w.sum()
+    x = np.arange(-n, n+1)*3.
+    sd = .4*m
+    weights = ndtr((x+m/2)/sd)-ndtr((x-m/2)/sd)
+    return weights/weights.sum()
+
+# %% ../../nbs/twin/06_sample.ipynb #5cae790d
+def _blurred(a, m):
+    "What pixels of m metres see, centred on each fine pixel"
+    rows = convolve1d(a, _line(m), 0)
+    return convolve1d(rows, _line(m), 1)
 
 # %% ../../nbs/twin/06_sample.ipynb #f6b8aa1e
 def _as_seen(a):
-    "Fine texture (n, n) -> what pixels centred there see (m, 12): Sentinel-2's of 10, 20, 60 m, then PlanetScope's 3 x 3"
-    seen = [convolve1d(convolve1d(a, _line(m), 0), _line(m), 1) for m in (*resolutions, 3)]
-    ps = [np.roll(seen[3], (-i, -j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    return np.stack([s[40:-40:7, 40:-40:7].ravel() for s in (*seen[:3], *ps)], 1)
+    "Fine texture (n, n) -> what pixels centred there see (m, 12): Sentinel-2's 3, PlanetScope's 9"
+    seen = [_blurred(a, m) for m in resolutions]
+    fine = _blurred(a, 3)
+    for dy,dx in product((-1, 0, 1), repeat=2):
+        seen.append(np.roll(fine, (-dy, -dx), (0, 1)))
+    some = slice(40, -40, 7) # away from edges and each other
+    return np.stack([s[some,some].ravel() for s in seen], 1)
 
 # %% ../../nbs/twin/06_sample.ipynb #df3c9eb0
+def _factor(a):
+    covariance = np.cov(_as_seen(a).T)+1e-5*np.eye(12)
+    factor = np.linalg.cholesky(covariance)
+    return torch.tensor(factor, dtype=torch.float32)
+
 @functools.lru_cache
 def texture_factors()->tuple: # Two (12, 12) float32: Cholesky factors for vigour and soil
     "Measured on 3 km of texture, once a session (about a second)"
-    return tuple(torch.tensor(np.linalg.cholesky(np.cov(_as_seen(a).T)+1e-5*np.eye(12)), dtype=torch.float32) for a in _texture(1000, 0))
+    vigour,soil = _texture(1000, 0)
+    return _factor(vigour), _factor(soil)
 
 # %% ../../nbs/twin/06_sample.ipynb #39251a1c
-_dials = {k: v for k,v in defaults.items() if k not in ('dx', 'dy')} # without a map there is nothing to mis-register
+_dials = {k: v for k,v in defaults.items() if k not in ('dx', 'dy')} # no map to mis-register
+
+def _check_dials(changes):
+    if bad := changes.keys()-_dials.keys():
+        raise TypeError(f"Crowd has no setting {', '.join(bad)}: there are {', '.join(_dials)}")
 
 # %% ../../nbs/twin/06_sample.ipynb #c7dd2c79
 class Crowd:
     "Fields, weather and sky of a region, without a map"
-    def __init__(self, n:int=2500, # Fields
-                 seed:int=0, # Of the fields
-                 part:str='train', # train | test: DENETHOR's tile and year
-                 crops:np.ndarray|None=None, # (n,) classes 1..9
-                 side:float=280., # Side of a typical field, m (DENETHOR's median is about 8 ha)
-                 dates:int=144, # Acquisitions of the year
-                 region:str='', # Row of `phenology.regions`; the part's own if empty
-                 weather:int|None=None, # Seed of sky, rain and calibration, which crowds of one tile share; `seed` if `None`
-                 device:str='cpu',
-                 **changes): # Any of `landscape.defaults` but dx and dy
-        if bad := changes.keys()-_dials.keys(): raise TypeError(f"Crowd has no setting {', '.join(bad)}: there are {', '.join(_dials)}")
-        self.r, self.seed, self.part, self.device, self.weather = _dials|changes, seed, part, device, seed if weather is None else weather
-        self._make_fields(n, crops, side, regions.loc[region or places[part]['region']])
-        self.days = s2_days(dates, places[part]['year'])
+    def __init__(self,
+        n:int=2500, # Fields
+        seed:int=0, # Of the fields
+        part:str='train', # train | test: DENETHOR's tile and year
+        crops:np.ndarray|None=None, # (n,) classes 1..9
+        side:float=280., # Side of a typical field, m (DENETHOR's median is about 8 ha)
+        dates:int=144, # Acquisitions of the year
+        region:str='', # Row of `phenology.regions`; the part's own if empty
+        weather:int|None=None, # Seed of sky, rain and calibration, one for a tile; else `seed`
+        device:str='cpu', # Of the tensors
+        **changes, # Any of `landscape.defaults` but dx and dy
+    ):
+        _check_dials(changes)
+        self.r = _dials|changes
+        self.seed, self.part, self.device = seed, part, device
+        self.weather = seed if weather is None else weather
+        place = places[part]
+        self._make_fields(n, crops, side, regions.loc[region or place['region']])
+        self.days = s2_days(dates, place['year'])
 
     def _make_fields(self, n, crops, side, region):
-        rng = self.rng('fields'); self.crop = rng.permutation(np.arange(n)%9+1) if crops is None else np.asarray(crops); n = len(self.crop)
-        self.fields = draw_fields(np.r_[self.crop, 8], rng, region, self.r['spread']) # the last is the grass between
-        self.size = side*np.sqrt(rng.uniform(.5, 1.6, (n, 1))*np.exp([1, -1]*rng.normal(0, .2, (n, 1))))
+        rng = self.rng('fields')
+        if crops is None: crops = rng.permutation(np.arange(n)%9+1)
+        self.crop = np.asarray(crops)
+        with_grass = np.r_[self.crop, 8] # the last is the grass between
+        self.fields = draw_fields(with_grass, rng, region, self.r['spread'])
+        one_each = len(self.crop), 1
+        area = rng.uniform(.5, 1.6, one_each)
+        shape = np.exp([1, -1]*rng.normal(0, .2, one_each))
+        self.size = side*np.sqrt(area*shape)
         self.damp = moisture(region.wet, self.sky_rng('rain'))
 
-    def rng(self, *what): return np.random.default_rng(derive(self.seed, 'crowd', self.part, *what))
-    def sky_rng(self, *what): return np.random.default_rng(derive(self.weather, 'weather', self.part, *what))
-    def gen(self, *what): return torch.Generator(self.device).manual_seed(derive(self.seed, 'crowd', self.part, *what))
+    def rng(self, *what): # NumPy's, of this crowd alone
+        seed = derive(self.seed, 'crowd', self.part, *what)
+        return np.random.default_rng(seed)
+
+    def sky_rng(self, *what): # NumPy's, of all crowds under one sky
+        seed = derive(self.weather, 'weather', self.part, *what)
+        return np.random.default_rng(seed)
+
+    def gen(self, *what): # Torch's, of this crowd alone
+        seed = derive(self.seed, 'crowd', self.part, *what)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _tensor(self, a):
+        return torch.tensor(a, dtype=torch.float32, device=self.device)
+
+# %% ../../nbs/twin/06_sample.ipynb #5fd1f0b6
+def _offsets(n, uniform):
+    "From n places to the centres of the twelve pixels that see them, m -> (n, 12, 2)"
+    grids = []
+    for k in (1, 2, 6): # pixels of 10, 20, 60 m
+        cell = (uniform(n, 1, 2)*k).floor()
+        grids.append((cell-(k-1)/2)*10)
+    near = list(product((-3., 0., 3.), repeat=2))
+    ps = torch.tensor(near).to(cell).expand(n, 9, 2)
+    return torch.cat([*grids, ps], 1)
+
+# %% ../../nbs/twin/06_sample.ipynb #e18ceb03
+def _any_field(crowd, n, gen):
+    "The larger, the likelier"
+    area = crowd._tensor(crowd.size.prod(1))
+    return torch.multinomial(area, n, True, generator=gen)
+
+# %% ../../nbs/twin/06_sample.ipynb #37f0493c
+def _draw_texture(crowd, n, gen):
+    "Vigour and soil as twelve pixels see them"
+    for factor in texture_factors():
+        z = torch.randn(n, 12, generator=gen, device=crowd.device)
+        yield z@factor.to(crowd.device).T*crowd.r['texture']
 
 # %% ../../nbs/twin/06_sample.ipynb #53bfb70e
 def draw_places(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     n:int, # How many
     what, # Names the stream of random numbers: 'series', a date
     field:torch.Tensor|None=None, # (n,) field of each; any, the larger the likelier, if `None`
-)->dict: # field, other (n,); v, w (n, 12); lo, hi (n, 12, 2): m from each pixel's centre to the edges
-    g, d = crowd.gen('places', what), crowd.device; u = lambda *s: torch.rand(*s, generator=g, device=d)
-    area = torch.tensor(crowd.size.prod(1), dtype=torch.float32, device=d)
-    f = torch.multinomial(area, n, True, generator=g) if field is None else field.to(d)
-    z = lambda l: torch.randn(n, 12, generator=g, device=d)@l.to(d).T*crowd.r['texture']
-    size = torch.tensor(crowd.size, dtype=torch.float32, device=d)[f]; pos = u(n, 2)*size
-    ps = torch.tensor([[y, x] for y in (-3., 0, 3) for x in (-3., 0, 3)], device=d).expand(n, 9, 2)
-    grid = [((u(n, 1, 2)*k).floor()-(k-1)/2)*10 for k in (1, 2, 6)] # 10, 20, 60 m
-    lo = pos[:,None]+torch.cat([*grid, ps], 1); vl,wl = texture_factors()
-    return dict(field=f, other=(u(n)*len(crowd.crop)).long(), v=z(vl), w=z(wl), lo=lo, hi=size[:,None]-lo)
+)->dict: # field, other (n,); v, w (n, 12); lo, hi (n, 12, 2): m from a pixel's centre to the edges
+    "Where the pixels of each place are in its field, and what texture they see"
+    gen = crowd.gen('places', what)
+    uniform = functools.partial(torch.rand, generator=gen, device=crowd.device)
+    if field is None: field = _any_field(crowd, n, gen)
+    field = field.to(crowd.device)
+    size = crowd._tensor(crowd.size)[field]
+    place = uniform(n, 2)*size
+    lo = place[:,None]+_offsets(n, uniform)
+    hi = size[:,None]-lo
+    other = (uniform(n)*len(crowd.crop)).long()
+    v,w = _draw_texture(crowd, n, gen)
+    return dict(field=field, other=other, v=v, w=w, lo=lo, hi=hi)
 
 # %% ../../nbs/twin/06_sample.ipynb #fdda2ac2
+def _integral(x, s):
+    "Of half the error function of width s"
+    bell = torch.exp(-(x/s)**2)
+    return x/2*torch.erf(x/s)+s/(2*math.sqrt(math.pi))*bell
+
 def beyond(
     d:torch.Tensor, # Distance from the pixel's centre to an edge, m
     pixel:float, # Its size, m
 )->torch.Tensor: # Share of what it sees that lies beyond a straight edge
     "One minus the integral of a box blurred by 0.4 pixels"
-    s, h = .4*pixel*math.sqrt(2), pixel/2
-    F = lambda x: x/2*torch.erf(x/s)+s/(2*math.sqrt(math.pi))*torch.exp(-(x/s)**2) # its derivative is half an erf
-    return .5-(F(d+h)-F(d-h))/pixel
+    s, half = .4*pixel*math.sqrt(2), pixel/2
+    inside = _integral(d+half, s)-_integral(d-half, s)
+    return .5-inside/pixel
 
 # %% ../../nbs/twin/06_sample.ipynb #60724337
 def _inside(p, k, pixel, margin=0.):
     "Share that a pixel sees of a field, with a margin around it"
-    return (1-beyond(p['lo'][:,k]+margin, pixel)-beyond(p['hi'][:,k]+margin, pixel)).clamp(0, 1).prod(-1)[...,None]
+    near = beyond(p['lo'][:,k]+margin, pixel)
+    far = beyond(p['hi'][:,k]+margin, pixel)
+    share = (1-near-far).clamp(0, 1)
+    return share.prod(-1)[...,None]
 
 # %% ../../nbs/twin/06_sample.ipynb #e2787f0b
 def _seen(table, p, k, pixel):
     "What the pixels k of each place see: its field, grass, the next field"
-    a,b = _inside(p, k, pixel), _inside(p, k, pixel, 8.); many = a.ndim==3
-    f,o = (x[:,None].expand(a.shape[:2]) if many else x for x in (p['field'], p['other']))
-    return a*look(table, f, p['v'][:,k], p['w'][:,k])+(b-a)*table[-1,4,2]+(1-b)*table[o,4,2]
+    own = _inside(p, k, pixel)
+    with_edge = _inside(p, k, pixel, 8.)
+    field, other = p['field'], p['other']
+    if own.ndim==3: # several pixels a place
+        n = own.shape[:2]
+        field = field[:,None].expand(n)
+        other = other[:,None].expand(n)
+    r = look(table, field, p['v'][:,k], p['w'][:,k])
+    grass = table[-1,4,2]
+    other = table[other,4,2]
+    return own*r+(with_edge-own)*grass+(1-with_edge)*other
 
 # %% ../../nbs/twin/06_sample.ipynb #75b35a0c
 def ground_s2(
     table:torch.Tensor, # (fields+1, 9, 5, 12)
     p:dict, # From `draw_places`
 )->torch.Tensor: # (n, 12) clear and noiseless
-    out = torch.empty(len(p['field']), 12, device=table.device)
-    for k,(m,b) in enumerate(resolutions.items()): out[:,b] = _seen(table[...,b].contiguous(), p, k, float(m))
+    "Each band at its own resolution"
+    n = len(p['field'])
+    out = torch.empty(n, 12, device=table.device)
+    for k,(m,own) in enumerate(resolutions.items()):
+        some = table[...,own].contiguous()
+        out[:,own] = _seen(some, p, k, float(m))
     return out
 
-# %% ../../nbs/twin/06_sample.ipynb #1634b445
+# %% ../../nbs/twin/06_sample.ipynb #18c2af1e
 def ground_ps(
     table:torch.Tensor, # (fields+1, 9, 5, 4)
     p:dict, # From `draw_places`
 )->torch.Tensor: # (n, 9, 4) clear and noiseless, row by row
+    "The nine pixels around each place"
     return _seen(table, p, slice(3, None), 3.)
 
 # %% ../../nbs/twin/06_sample.ipynb #c32c6df9
 def _state(u, s, cover, tau):
-    "`sensors.cloud_state` of standard normals; the more cloud a day has, the more places are in its shadow"
-    u,s = map(torch.special.ndtr, (u, s))
+    "`sensors.cloud_state` of standard normals; the more cloud, the more places are in its shadow"
+    u = torch.special.ndtr(u)
+    s = torch.special.ndtr(s)
     return cloud_state(u, s<.6*.72*cover, cover, tau)
 
 # %% ../../nbs/twin/06_sample.ipynb #a5ae5fcb
 @functools.lru_cache(16)
 def field_sky(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     doy:int, # Day of the year
 )->dict: # cover, tau of the day; u, s (fields+1,) standard normal; kind (fields+1,)
-    w = crowd.sky_rng('sky', doy); cover, tau = crowd.r['clouds']*float(w.beta(.35, .2)), float(w.uniform(.2, 2.4))
-    u,s = torch.from_numpy(crowd.rng('sky', doy).standard_normal((2, len(crowd.crop)+1)).astype('float32')).to(crowd.device)
-    return dict(cover=cover, tau=tau, u=u, s=s, kind=_state(u, s, cover, tau)[0])
+    "The day's cover, which crowds under one sky share, and each field's part of it"
+    day = crowd.sky_rng('sky', doy)
+    cover = crowd.r['clouds']*float(day.beta(.35, .2))
+    tau = float(day.uniform(.2, 2.4))
+    own = crowd.rng('sky', doy)
+    normals = own.standard_normal((2, len(crowd.crop)+1))
+    u,s = crowd._tensor(normals)
+    kind,_ = _state(u, s, cover, tau)
+    return dict(cover=cover, tau=tau, u=u, s=s, kind=kind)
 
 # %% ../../nbs/twin/06_sample.ipynb #6122a3a2
 def clouds_over(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     doy:int, # Day of the year
     field:torch.Tensor, # (n,) field of each place
     alike:float=.995, # Correlation of two places' sky within a field, as in a tile
 )->dict: # kind, tau, bright: tensors (n,)
-    k, g = field_sky(crowd, doy), crowd.gen('clouds', doy); z = lambda: torch.randn(len(field), generator=g, device=crowd.device)
-    u,s = (alike**.5*k[x][field]+(1-alike)**.5*z() for x in 'us'); kind,tau = _state(u, s, k['cover'], k['tau'])
-    return dict(kind=kind, tau=tau, bright=torch.exp(.4*z()-.08))
+    "Each place's own sky, nearly its field's"
+    gen, n = crowd.gen('clouds', doy), len(field)
+    normal = functools.partial(torch.randn, n, generator=gen, device=crowd.device)
+    sky = field_sky(crowd, doy)
+    shared, own = alike**.5, (1-alike)**.5
+    u = shared*sky['u'][field]+own*normal()
+    s = shared*sky['s'][field]+own*normal()
+    kind,tau = _state(u, s, sky['cover'], sky['tau'])
+    return dict(kind=kind, tau=tau, bright=torch.exp(.4*normal()-.08))
 
 # %% ../../nbs/twin/06_sample.ipynb #5bb2169a
 def crowd_lags(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     doy:int, # Day of the year
-    longest:int=12,
+    longest:int=12, # Days after which a gap is filled whatever the sky
 )->np.ndarray: # (fields+1,) days since each field was last clear
+    "How old PlanetScope's view of each field is; 0 in raw images"
     if crowd.r['ps']=='raw': return np.zeros(len(crowd.crop)+1)
-    clear = np.array([(field_sky(crowd, doy-k)['kind']==0).cpu().numpy() for k in range(longest)])
+    skies = [field_sky(crowd, doy-k) for k in range(longest)]
+    clear = np.array([sky['kind'].cpu().numpy()==0 for sky in skies])
     return np.where(clear.any(0), clear.argmax(0), longest)
+
+# %% ../../nbs/twin/06_sample.ipynb #d90eba8e
+def _tables(crowd, day):
+    "Reflectance (fields+1, 9, 5, 16) on one day, or on a day of each field"
+    damp = crowd.damp[np.asarray(day, int)]
+    return field_table(crowd.fields, states, day, sun_zenith(day), damp, crowd.device)
 
 # %% ../../nbs/twin/06_sample.ipynb #b2fff26b
 def day_tables(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     doy:int, # Day of the year
     planet:bool=True, # Also PlanetScope's?
 )->tuple: # (fields+1, 9, 5, 12) and (fields+1, 9, 5, 4) or None
-    at = lambda d: field_table(crowd.fields, states, d, sun_zenith(d), crowd.damp[np.asarray(d, int)], crowd.device)
-    return at(doy)[...,:12].contiguous(), at(np.maximum(doy-crowd_lags(crowd, doy), 1))[...,12:].contiguous() if planet else None
+    "What each sensor would see of every field: Sentinel-2 today, PlanetScope when last clear"
+    s2 = _tables(crowd, doy)[...,:12]
+    if not planet: return s2.contiguous(), None
+    clear = np.maximum(doy-crowd_lags(crowd, doy), 1)
+    ps = _tables(crowd, clear)[...,12:]
+    return s2.contiguous(), ps.contiguous()
 
 # %% ../../nbs/twin/06_sample.ipynb #e148dcf4
 def see_planet(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     doy:int, # Day of the year
     table:torch.Tensor, # (fields+1, 9, 5, 4) of that day, from `day_tables`
     p:dict, # From `draw_places`
     g:torch.Generator, # Of the noise
     clouds:dict|None=None, # Of the day, where they are seen
 )->torch.Tensor: # (n, 4, 9) reflectance
-    return see_ps(ground_ps(table, p), float(crowd.sky_rng('gain', doy).normal(1, .03)), g, clouds).transpose(1, 2)
+    "PlanetScope's nine pixels, with the calibration of the day"
+    gain = float(crowd.sky_rng('gain', doy).normal(1, .03))
+    seen = see_ps(ground_ps(table, p), gain, g, clouds)
+    return seen.transpose(1, 2)
 
 # %% ../../nbs/twin/06_sample.ipynb #d5fc5206
 def see_day(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     i:int, # Which acquisition
     p:dict, # From `draw_places`
     planet:bool=True, # Also PlanetScope's nine pixels?
 )->dict: # s2 (n, 12), kind (n,), ps (n, 4, 9): reflectance, tensors on the crowd's device
-    doy = crowd.days[i].timetuple().tm_yday; t,tp = day_tables(crowd, doy, planet); g = crowd.gen('noise', doy)
-    c = clouds_over(crowd, doy, p['field']); a = air(crowd.days[i], crowd.sky_rng('air', doy))
-    out = dict(s2=see_s2(ground_s2(t, p), c, a, g), kind=c['kind'])
+    "Both sensors at the same places"
+    doy = crowd.days[i].timetuple().tm_yday
+    s2,ps = day_tables(crowd, doy, planet)
+    gen = crowd.gen('noise', doy)
+    clouds = clouds_over(crowd, doy, p['field'])
+    atmosphere = air(crowd.days[i], crowd.sky_rng('air', doy))
+    seen = see_s2(ground_s2(s2, p), clouds, atmosphere, gen)
+    out = dict(s2=seen, kind=clouds['kind'])
     if not planet: return out
-    cp = {k: v[:,None] for k,v in c.items()} if crowd.r['ps']=='raw' else None
-    return out|dict(ps=see_planet(crowd, doy, tp, p, g, cp))
+    shown = None
+    if crowd.r['ps']=='raw': shown = {k: v[:,None] for k,v in clouds.items()}
+    out['ps'] = see_planet(crowd, doy, ps, p, gen, shown)
+    return out
 
 # %% ../../nbs/twin/06_sample.ipynb #97d4f088
 def pairs_of(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     n:int, # Pairs of the whole year, spread evenly over the dates
     i:int, # Which date
 )->dict: # date, field (m,), s2 (m, 12), ps (m, 4, 9): NumPy, uint16 reflectance x 10000
     "One date's share of the pairs, as `data.make_pairs` cuts them from rasters"
-    k = len(crowd.days); p = draw_places(crowd, n*(i+1)//k-n*i//k, ('pairs', i)); day = see_day(crowd, i, p)
-    return dict(date=i, field=p['field'].cpu().numpy(), s2=to_int(day['s2']), ps=to_int(day['ps']))
+    dates = len(crowd.days)
+    share = n*(i+1)//dates-n*i//dates
+    p = draw_places(crowd, share, ('pairs', i))
+    day = see_day(crowd, i, p)
+    field = p['field'].cpu().numpy()
+    return dict(date=i, field=field, s2=to_int(day['s2']), ps=to_int(day['ps']))
 
 # %% ../../nbs/twin/06_sample.ipynb #76d4efc4
 def sample_pairs(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     n:int, # Pairs in all
 )->dict: # date, field (n,), s2 (n, 12), ps (n, 4, 9)
-    "In memory: 112 bytes a pair; `write_published` needs none of it at once"
-    ds = [pairs_of(crowd, n, i) for i in progress(range(len(crowd.days)), 'pairs, date')]
-    return {k: np.concatenate([np.full(len(d['s2']), d[k]) if k=='date' else d[k] for d in ds]) for k in ds[0]}
+    "In memory: 112 bytes a pair; `write_published` needs one date at a time"
+    dates = progress(range(len(crowd.days)), 'pairs, date')
+    days = [pairs_of(crowd, n, i) for i in dates]
+    for day in days: day['date'] = np.full(len(day['s2']), day['date'])
+    return {k: np.concatenate([day[k] for day in days]) for k in days[0]}
 
 # %% ../../nbs/twin/06_sample.ipynb #f848d9a0
 def sample_series(
-    crowd:Crowd,
+    crowd:Crowd, # Whose fields
     per_field:int=1, # Places in each field
 )->dict: # x (n, dates, 12) uint16; clear (n, dates) bool; crop, field (n,)
     "A year at each place"
-    f = torch.arange(len(crowd.crop)).repeat_interleave(per_field); p = draw_places(crowd, len(f), 'series', f)
-    x, clear = np.empty((len(f), len(crowd.days), 12), 'uint16'), np.empty((len(f), len(crowd.days)), bool)
-    for i in range(len(crowd.days)): d = see_day(crowd, i, p, planet=False); x[:,i],clear[:,i] = to_int(d['s2']), d['kind'].cpu().numpy()==0
-    return dict(x=x, clear=clear, crop=crowd.crop[f.numpy()], field=f.numpy())
+    field = torch.arange(len(crowd.crop)).repeat_interleave(per_field)
+    p = draw_places(crowd, len(field), 'series', field)
+    shape = len(field), len(crowd.days)
+    x = np.empty((*shape, 12), 'uint16')
+    clear = np.empty(shape, bool)
+    for i in range(len(crowd.days)):
+        day = see_day(crowd, i, p, planet=False)
+        x[:,i] = to_int(day['s2'])
+        clear[:,i] = day['kind'].cpu().numpy()==0
+    return dict(x=x, clear=clear, crop=crowd.crop[field.numpy()], field=field.numpy())
+
+# %% ../../nbs/twin/06_sample.ipynb #f5d8d7e5
+@contextlib.contextmanager
+def _aside(path):
+    "An HDF5 file that gets its name when it is whole"
+    part = path.with_suffix('.part')
+    with h5py.File(part, 'w') as h: yield h
+    part.rename(path)
 
 # %% ../../nbs/twin/06_sample.ipynb #dc4b9eee
 def _write_pairs(path, crowd, n):
-    with h5py.File(part := path.with_suffix('.part'), 'w') as h:
-        s,p = h.create_dataset('sentinel2_data', (n, 12), 'uint16'), h.create_dataset('planet_data', (n, 4, 9), 'uint16'); at = 0
-        for i in progress(range(len(crowd.days)), 'pairs, date'): d = pairs_of(crowd, n, i); m = len(d['s2']); s[at:at+m], p[at:at+m] = d['s2'], d['ps']; at += m
-    part.rename(path)
+    "Date by date: one date is in memory"
+    with _aside(path) as h:
+        s2 = h.create_dataset('sentinel2_data', (n, 12), 'uint16')
+        ps = h.create_dataset('planet_data', (n, 4, 9), 'uint16')
+        dates = progress(range(len(crowd.days)), 'pairs, date')
+        start = 0
+        for i in dates:
+            pairs = pairs_of(crowd, n, i)
+            end = start+len(pairs['s2'])
+            s2[start:end] = pairs['s2']
+            ps[start:end] = pairs['ps']
+            start = end
 
 # %% ../../nbs/twin/06_sample.ipynb #43d1d6c5
 def _write_series(path, crowd, per_field):
     d = sample_series(crowd, per_field)
-    with h5py.File(part := path.with_suffix('.part'), 'w') as h: h['time_series'], h['crop_labels'] = d['x'], d['crop'][:,None]
-    part.rename(path)
+    with _aside(path) as h:
+        h['time_series'] = d['x']
+        h['crop_labels'] = d['crop'][:,None]
 
 # %% ../../nbs/twin/06_sample.ipynb #c746742e
 def _same_settings(folder, what):
-    "Mark the folder as simulated, and as made with these settings; raise `ValueError` where it was made with others"
-    mark = folder/'SIMULATED.txt'; text = f"SIMULATED twin:sampled\nWritten by cropnb's simulator. Nothing in this folder was measured.\n{json.dumps(what, sort_keys=True)}\n"
-    if mark.exists() and mark.read_text()!=text: raise ValueError(f'{folder} holds files of other settings: {mark.read_text().splitlines()[-1]}; take another folder')
+    "Mark the folder as simulated, with these settings; `ValueError` where it was made with others"
+    text = ('SIMULATED twin:sampled\n'
+            "Written by cropnb's simulator. Nothing in this folder was measured.\n"
+            f'{json.dumps(what, sort_keys=True)}\n')
+    mark = folder/'SIMULATED.txt'
+    if mark.exists() and mark.read_text()!=text:
+        other = mark.read_text().splitlines()[-1]
+        raise ValueError(f'{folder} holds files of other settings: {other}; take another folder')
     mark.write_text(text)
 
 # %% ../../nbs/twin/06_sample.ipynb #5b81d2de
 def _crowd_of(part, seed, kind, n, per_field, changes):
-    "Fields for n series a class; those of one part have their weather in common"
-    k = max(2, n//per_field)
-    return Crowd(9*k, derive(seed, part, kind), part, np.repeat(np.arange(1, 10), k), weather=seed, **changes), max(1, n//k)
+    "Fields for n series a class, and series a field; those of one part have one weather"
+    fields = max(2, n//per_field)
+    crops = np.repeat(np.arange(1, 10), fields)
+    own = derive(seed, part, kind)
+    crowd = Crowd(9*fields, own, part, crops, weather=seed, **changes)
+    return crowd, max(1, n//fields)
+
+# %% ../../nbs/twin/06_sample.ipynb #0daae0e9
+def _write_tasks(folder, train, per_field, seed, changes):
+    "Series of tasks 1 and 2"
+    for part,prefix in dict(train='', test='validation_').items():
+        for kind,n in dict(train=train, val=train//5).items():
+            path = folder/f'{prefix}{kind}_sentinel_ts.hdf5'
+            if path.exists(): continue
+            print(path.name, flush=True)
+            crowd,each = _crowd_of(part, seed, kind, n, per_field, changes)
+            _write_series(path, crowd, each)
+
+# %% ../../nbs/twin/06_sample.ipynb #3eea7bcd
+def _write_pretraining(folder, pairs, seed, changes):
+    path = folder/'pretraining_point2.h5'
+    if path.exists(): return
+    fields = min(2500, max(90, pairs//144))
+    crowd = Crowd(fields, derive(seed, 'pairs'), weather=seed, **changes)
+    _write_pairs(path, crowd, pairs)
+
+# %% ../../nbs/twin/06_sample.ipynb #5b197384
+def _write_brittany(folder, parcels, seed, changes):
+    "Parcels of task 3"
+    if not parcels or (folder/'breizhcrops/codes.csv').exists(): return
+    print('parcels of Brittany', flush=True)
+    recipe = defaults|dict(parcels=parcels, dates=144, seed=seed)
+    write_breizhcrops(folder, recipe|changes)
 
 # %% ../../nbs/twin/06_sample.ipynb #eda5dbb8
 def write_published(
@@ -269,15 +463,16 @@ def write_published(
     train:int=5000, # Series a class of training; a fifth as many of validation
     per_field:int=20, # Series of one field
     parcels:int=10_500, # Of Brittany, a class; 0: no task 3
-    seed:int=0,
+    seed:int=0, # Of everything
     **changes, # Of `Crowd`
 )->list: # The files
-    "Pre-training pairs and the series of all tasks, training and validation from different fields; files that are there are kept; raises `ValueError`"
+    "Pre-training pairs and series of all tasks, validation from other fields; keeps what is there"
     if pairs<144 or train<10: raise ValueError(f'pairs={pairs}, train={train}: at least 144 and 10')
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); _same_settings(folder, dict(pairs=pairs, train=train, per_field=per_field, parcels=parcels, seed=seed, code=shipped, **changes))
-    if not (f := folder/'pretraining_point2.h5').exists(): _write_pairs(f, Crowd(min(2500, max(90, pairs//144)), derive(seed, 'pairs'), weather=seed, **changes), pairs)
-    for part,prefix,kind,n in (('train', '', 'train', train), ('train', '', 'val', train//5), ('test', 'validation_', 'train', train), ('test', 'validation_', 'val', train//5)):
-        if (f := folder/f'{prefix}{kind}_sentinel_ts.hdf5').exists(): continue
-        print(f.name, flush=True); _write_series(f, *_crowd_of(part, seed, kind, n, per_field, changes))
-    if parcels and not (folder/'breizhcrops/codes.csv').exists(): print('parcels of Brittany', flush=True); write_breizhcrops(folder, defaults|dict(parcels=parcels, dates=144, seed=seed)|changes)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    what = dict(pairs=pairs, train=train, per_field=per_field, parcels=parcels, seed=seed)
+    _same_settings(folder, what|dict(code=shipped, **changes))
+    _write_pretraining(folder, pairs, seed, changes)
+    _write_tasks(folder, train, per_field, seed, changes)
+    _write_brittany(folder, parcels, seed, changes)
     return sorted(f for f in folder.rglob('*') if f.is_file())
