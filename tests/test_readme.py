@@ -3,8 +3,7 @@ import importlib.util, json, os, re, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
 from conftest import root
-from cropnb.measure.claims import ledger, summary
-from cropnb.studies.replication import named
+from cropnb.measure.claims import count_verdicts, ledger
 
 text = (root/'README.md').read_text(encoding='utf-8')
 bin = Path(sys.executable).parent
@@ -46,7 +45,7 @@ files |= {'scores.csv', 'per_class.csv', 'intervals.csv', 'table1.tex'}
 
 base_models = {'lstm', 'inception', 'transformer'}
 probes = {'ridge', 'linear', 'knn', 'forest'}
-methods = {'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'}
+variants = {'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'}
 
 def draw(make, folder, *args):
     make.figures('-p', 'profile', 'smoke', '-p', 'figures', str(folder), *args)
@@ -57,7 +56,7 @@ def check_scores(table, base_models):
     "Of each task: base models on seven variants; three probes on six, and the forest on one"
     assert len(table)==3*(7*len(base_models)+6*3+1)
     assert set(table.family)==base_models|probes
-    assert set(table.method)==methods
+    assert set(table.variant)==variants
     assert set(table.scene)=={'SIMULATED twin:smoke'}
     assert table.accuracy.between(0, 1).all()
     assert table.groupby('task').n_val.first().to_dict()=={1: 54, 2: 54, 3: 36}
@@ -105,11 +104,11 @@ def test_one_liner():
     done = shell(command+' -p profile smoke')
     assert done.returncode==0, done.stderr[-2000:]
     out = root/'out.ipynb'
-    assert 'encoder.safetensors: bimodal' in out.read_text()
+    assert 'encoder.safetensors: simclr bimodal' in out.read_text()
     out.unlink()
 
 @pytest.mark.parametrize('args, says', [
-    ('-p moed bimodal', 'No parameter moed: this notebook has mode, corruption, profile'),
+    ('-p moed bimodal', 'No parameter moed: this notebook has mode, method, options, corruption'),
     ('-p mode s1', "'unimodal', 'bimodal'"),
     ('-p corruption 1.5 -p profile smoke', 'corruption=1.5 is not in 0..1'),
     ('-p seed one', "seed='one' is not of type int")])
@@ -148,5 +147,5 @@ def test_the_claims_on_the_audit():
     "The same of the audit's stored table"
     on = 'SIMULATED, the audit'
     scores = pd.read_csv(root/'nbs/studies/replication.csv')
-    judged = ledger(named(scores[scores.fields==0]), on)
-    assert counted(on)==[summary(judged).loc[on].tolist()]
+    judged = ledger(scores[scores.fields==0], on, by='name')
+    assert counted(on)==[count_verdicts(judged).loc[on].tolist()]
