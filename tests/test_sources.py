@@ -343,6 +343,8 @@ class Cutting(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(206 if had else 200)
         self.send_header('Content-Length', str(len(body)-had))
+        if had:
+            self.send_header('Content-Range', f'bytes {had}-{len(body)-1}/{len(body)}')
         self.end_headers()
         self.wfile.write(body[had:had+self.most])
 

@@ -22,6 +22,10 @@ def open_tile(
 ): # A DENETHOR `Tile`, or an `OwnTile` where there is a scene.toml
     "What a folder holds; raises `FileNotFoundError` where your own scene has no second tile"
     root = Path(root)
+    if part not in ('train', 'test'):
+        raise ValueError(f'part = {part!r} is not train or test')
+    if not root.is_dir():
+        raise FileNotFoundError(f'{root} is not a folder: name the one that holds the data')
     own = [d for d in (root/part, root) if (d/'scene.toml').exists()]
     if not own: return Tile(root, part)
     if own[0]==root and part=='test': raise FileNotFoundError(
@@ -149,15 +153,22 @@ def read_split(
     split:Path, # Folder of a split
 )->dict: # parts, counts, classes, hash, and the recipe
     "The manifest"
-    text = (split/'split.json').read_text()
-    return json.loads(text)
+    path = Path(split)/'split.json'
+    try:
+        manifest = json.loads(path.read_text())
+        if isinstance(manifest['parts'], dict): return manifest
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f'{path} is damaged: remove its folder and split again')
 
 def part_of(
     split:Path, # Folder of a split
     part:str, # pretrain | train | val
 )->list: # Field ids
     "A part of the manifest"
-    return read_split(split)['parts'][part]
+    parts = read_split(split)['parts']
+    if part in parts: return parts[part]
+    raise ValueError(f"{split}/split.json has no part {part}: it has {', '.join(parts)}")
 
 # %% ../../nbs/prepare/00_fields.ipynb #pf000051
 def _repaired(

@@ -14,6 +14,7 @@ from ..engine.files import progress, write_json
 from .fields import cloud_limit, cloud_of, crop_of, field_raster
 from .fields import open_tile, part_of, provenance
 from ..engine.bands import ps_bands, s2_bands
+from ..sources.gates import check_classes_fit
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000011
 def window_centre(
@@ -55,6 +56,10 @@ def match_days(
 )->list: # For each of `a` the nearest index of `b`, or `None`
     "Which PlanetScope day goes with which acquisition"
     a, b = np.asarray(a), np.asarray(b)
+    for sensor,dates in (('Sentinel-2', a), ('PlanetScope', b)):
+        if dates.dtype.kind=='M' and np.isnat(dates).any(): raise ValueError(
+            f'A date of {sensor} is missing (NaT): add it, or leave the image out')
+    if not len(b): return [None]*len(a)
     apart = np.abs((a[:,None]-b).astype(int))
     days = apart.argmin(1).tolist()
     near = apart.min(1)<=max_days
@@ -249,7 +254,10 @@ def add_moments(
     with h5py.File(path, 'a') as h:
         h.attrs['source'] = source or Path(path).name
         for sensor, name in (('s2', 'sentinel2_data'), ('ps', 'planet_data')):
-            mean, std = moments(h[name])
+            try:
+                mean, std = moments(h[name])
+            except ValueError as e:
+                raise ValueError(f'{path}: {name}: {e}: `cropnb check` names the images') from e
             h.attrs[f'{sensor}_mean'] = mean
             h.attrs[f'{sensor}_std'] = std
         if 'date' in h: h['date'].attrs['units'] = 'days since 1970-01-01'
@@ -348,6 +356,7 @@ def count_classes(
     "Pre-training sees no labels: they are for the card and the probes"
     with h5py.File(path, 'a') as h:
         ids, which = np.unique(h['field_id'][:], return_inverse=True)
+        check_classes_fit(tile.classes, tile.labels)     # as many as a byte can tell apart
         crop = crop_of(tile, ids)[which].astype('uint8')
         h['crop'] = crop
     n = np.bincount(crop, minlength=len(tile.classes)+1)[1:]

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['column_names', 'wanted', 'classes', 'base', 'h5_sizes', 'column_order', 'find', 'index', 'files', 'read_series',
-           'remote', 'download', 'get']
+           'remote', 'check_kind_of', 'download', 'get']
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #dcac7e7f
-import os, tarfile, urllib.error, urllib.request, zipfile
+import json, os, re, shutil, tarfile, urllib.error, urllib.request, zipfile, zlib
 from glob import glob
 from pathlib import Path
 import h5py, numpy as np, pandas as pd
 from ..engine.files import progress
+from .gates import largest_id, whole_numbers
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #fcfa3a46
 column_names = 'B1 B2 B3 B4 B5 B6 B7 B8 B8A B9 B10 B11 B12 QA10 QA20 QA60 doa'.split()
@@ -24,8 +25,8 @@ def column_order(
     a:np.ndarray, # (rows, 17) of an L1C file
 )->list: # Names of the columns
     "Natural or alphabetical, by where B10 (cirrus) is, the darkest band; `ValueError` for neither"
-    if a.shape[1]!=17:
-        raise ValueError(f'Rows of {a.shape[1]} columns, not the 17 of L1C: get the file again')
+    if a.ndim!=2 or a.shape[1]!=17:
+        raise ValueError(f'Rows of {a.shape[-1]} columns, not the 17 of L1C: get the file again')
     alphabetical = sorted(column_names[:13])+column_names[13:]
     medians = np.median(a[:,:13], 0)
     for order in (column_names, alphabetical):
@@ -45,6 +46,34 @@ def find(
                             "task 3 needs BreizhCrops' folder there")
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #100d0d7b
+def _read_csv(
+    path, # A CSV file, or an open one
+    columns:list, # That it needs
+    where:str='', # For the message; the path if empty
+)->pd.DataFrame: # Its rows
+    "Raises `ValueError` naming a file that is no table, is empty or lacks a column"
+    where = where or path
+    try:
+        df = pd.read_csv(path)
+    except (ValueError, pd.errors.ParserError) as e:       # UnicodeDecodeError, EmptyDataError
+        raise ValueError(f'{where} cannot be read as CSV ({e}): get it again') from e
+    missing = [name for name in columns if name not in df]
+    if missing:
+        raise ValueError(f"{where} has no column {', '.join(missing)}: get it again")
+    return df
+
+def _read_mapping(
+    root:Path, # BreizhCrops' folder
+)->pd.Series: # Code of a crop -> its class
+    "Raises `ValueError` for a code that appears twice"
+    path = Path(root)/'classmapping.csv'
+    df = _read_csv(path, ['code', 'id'])
+    whole_numbers(df.id, 0, 255, f'{path}: id')
+    twice = df.code[df.code.duplicated()]
+    if len(twice):
+        raise ValueError(f'{path}: code {twice.iloc[0]} appears twice: get it again')
+    return df.set_index('code')['id']
+
 def _read_indices(
     folder:Path, # <root>/<year>/L1C
 )->pd.DataFrame: # Their rows, and the region of each
@@ -52,8 +81,18 @@ def _read_indices(
     paths = sorted(folder.glob('*.csv'))
     if not paths:
         raise FileNotFoundError(f'{folder} has no <region>.csv: `cropnb breizhcrops` gets them')
-    indices = [pd.read_csv(p).assign(region=p.stem) for p in paths]
+    indices = [_read_index(p) for p in paths]
     return pd.concat(indices, ignore_index=True)
+
+def _read_index(path):
+    "One region's index"
+    df = _read_csv(path, ['id', 'CODE_CULTU', 'path', 'sequencelength'])
+    whole_numbers(df.id, 0, largest_id, f'{path}: id')
+    whole_numbers(df.sequencelength, 0, largest_id, f'{path}: sequencelength')
+    twice = df.id[df.id.duplicated()]
+    if len(twice):
+        raise ValueError(f'{path}: id {twice.iloc[0]} appears twice: get it again')
+    return df.assign(region=path.stem)
 
 def _once(
     df:pd.DataFrame, # Parcels of all regions
@@ -73,7 +112,7 @@ def index(
 )->pd.DataFrame: # field_id, label (1..6), path, sequencelength, region
     "Parcels of task 3's classes in all regions; raises `FileNotFoundError` or `ValueError`"
     folder = Path(root)/str(year)/'L1C'
-    class_id = pd.read_csv(Path(root)/'classmapping.csv').set_index('code')['id']
+    class_id = _read_mapping(root)
     df = _read_indices(folder)
     df['label'] = df.CODE_CULTU.map(class_id).map(_ids)
     df = df[df.label.notna() & (df.sequencelength>=min_dates)]
@@ -101,15 +140,39 @@ def files(
 def _from_csv(
     f, # An open CSV file of one parcel
 )->np.ndarray: # (dates, 17), as in the HDF5 files, in the natural order
-    "The rows of a parcel; raises `ValueError` where a column is missing"
-    df = pd.read_csv(f)
-    missing = [name for name in column_names if name not in df]
-    if missing:
-        raise ValueError(f"{f.name} has no column {', '.join(missing)}: get the zip again")
+    "The rows of a parcel; raises `ValueError` where a column is missing or holds text"
+    df = _read_csv(f, column_names, f.name)
     df = df.dropna(subset=column_names)
-    df['doa'] = pd.to_datetime(df.doa).astype('datetime64[ns]').astype('int64')
-    df = df.groupby('doa', as_index=False).first()
-    return df[column_names].to_numpy(float)
+    try:
+        written = None if pd.api.types.is_numeric_dtype(df.doa) else 'ISO8601'
+        times = pd.to_datetime(df.doa, format=written)
+        df['doa'] = times.astype('datetime64[ns]').astype('int64')
+        df = df.groupby('doa', as_index=False).first()
+        return df[column_names].to_numpy(float)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{f.name} holds text where numbers or dates belong ({e}): '
+                         'get the zip again') from e
+
+def _check_parcel(
+    a:np.ndarray, # (dates, 17)
+    where:str, # For the message
+):
+    "Raise `ValueError` for a parcel without rows, or with values that are none of L1C"
+    if a.ndim!=2 or a.shape[1]!=17 or a.dtype.kind not in 'iuf':
+        raise ValueError(f'{where} has shape {a.shape} of {a.dtype}, not (dates, 17) numbers: '
+                         'get the file again')
+    if not len(a):
+        raise ValueError(f'{where} has no rows: get the file again')
+    if not np.isfinite(a).all():
+        raise ValueError(f'{where} holds NaN: get the file again')
+    if a[:,:13].min()<0 or a[:,:13].max()>=65535:
+        raise ValueError(f'{where} holds values below 0 or from 65535 on, which are no '
+                         'reflectance x 10000: get the file again')
+    if not 864e11<=a[:,16].max()<4.1e18:     # the day after 1970 began, 2099
+        raise ValueError(f'{where}: doa {a[:,16].max():g} is not nanoseconds since 1970: '
+                         'get the file again')
+    if a[:,:13].max()<=2:
+        raise ValueError(f'{where} holds reflectances in 0..1, not x 10000: get the file again')
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #62d15c07
 class _Region:
@@ -152,9 +215,22 @@ class _Region:
     )->np.ndarray: # (dates, 17)
         "A parcel as it is on disk"
         found = self._find(path)
-        if self.order is None:
-            return found[:]
-        return _from_csv(self.file.open(found))
+        where = f'{self.path}: {path}'
+        if self.order is not None:
+            a = self._from_zip(found)
+        elif isinstance(found, h5py.Dataset):
+            a = found[:]
+        else:
+            raise ValueError(f'{where} is a group, not a table of numbers: get the file again')
+        _check_parcel(a, where)
+        return a
+
+    def _from_zip(self, member):
+        try:
+            with self.file.open(member) as f: return _from_csv(f)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
+            raise ValueError(f'{self.path}: {member} cannot be read ({e}): '
+                             'remove the zip and get it again') from e
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #cf4a21e6
 def _clean(
@@ -214,47 +290,141 @@ def remote(
 def _ask(
     url:str, # Where from
     had:int, # Bytes that are here already
-): # The host's answer from there on; `None` where nothing is left to get
+    mark:str, # The host's mark of the file that they belong to, '' if it gave none
+): # The host's answer from there on; `None` where the host cannot go on from there
     headers = {'Range': f'bytes={had}-'} if had else {}
+    if had and mark: headers['If-Range'] = mark            # a changed file comes whole
     request = urllib.request.Request(url, headers=headers)
     try:
         return urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as e:
-        if e.code==416: return None         # the range begins at the end of the file
-        raise
+        e.close()
+        if e.code==416 and had: return None
+        raise OSError(f'{url}: the host answers {e.code} {e.reason}: '
+                      'check the address, or try again later') from e
 
+def _mark_of(answer):
+    "What tells one version of a file from another: its ETag, unless that is a weak one"
+    tag = answer.headers.get('ETag') or ''
+    if tag and not tag.startswith('W/'): return tag
+    return answer.headers.get('Last-Modified') or ''
+
+def _length(
+    answer, # From `_ask`
+    url:str, # For the message
+)->int: # Bytes that it brings
+    "Raises `OSError` where the host does not say, or says what cannot be"
+    text = answer.headers['Content-Length']
+    if text is None or not re.fullmatch(r'[0-9]{1,15}', text.strip()):
+        raise OSError(f'{url}: the host does not say how large the file is ({text}), so a cut '
+                      'download could not be told from a whole one: get it by hand')
+    return int(text)
+
+def _start_of(
+    answer, # From `_ask`
+    had:int, # Bytes that are here already
+    url:str, # For the message
+)->int: # Where it begins
+    "0 where the host began anew; raises `OSError` for a part that begins elsewhere"
+    if answer.status!=206: return 0
+    text = answer.headers['Content-Range'] or ''
+    found = re.fullmatch(r'bytes (\d+)-(\d+)/(\d+|\*)', text.strip())
+    if not found or int(found[1])!=had:
+        raise OSError(f'{url}: bytes from {had:,} on were asked for, and the host sent '
+                      f'{text or "a part of unknown place"}: remove the .part file and try again')
+    size = had+_length(answer, url)
+    if int(found[2])+1!=size or found[3] not in ('*', str(size)):
+        raise OSError(f'{url}: the host sent {text}, which is not the rest of the file: '
+                      'remove the .part file and try again')
+    return had
+
+# %% ../../nbs/sources/01_breizhcrops.ipynb #30b0a9c7
+_begins = {'.zip': b'PK', '.gz': b'\x1f\x8b', '.h5': b'\x89HDF'}
+
+def check_kind_of(
+    path:Path, # What has come
+    name:str, # What it should be, by its suffix
+    url:str, # For the message
+):
+    "Raise `OSError` for a web page, an archive of another kind, or one whose end is missing"
+    with open(path, 'rb') as f: head = f.read(512)
+    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise OSError(f'{url}: a web page came, not {name}: does it want a login? '
+                      'Get it with a browser')
+    begins = _begins.get(Path(name).suffix, b'')
+    if not head.startswith(begins):
+        raise OSError(f'{url}: what came is not a {Path(name).suffix} file (it begins with '
+                      f'{head[:8]}): check the address')
+    if name.endswith('.zip') and not zipfile.is_zipfile(path):
+        raise OSError(f'{url}: the end of the zip is missing: get it again')
+
+# %% ../../nbs/sources/01_breizhcrops.ipynb #ddd86e61
 def _append(
     answer, # From `_ask`
     part:Path, # What is here already, and grows
     had:int, # Its bytes
     chunk:int, # Bytes at a time
+    url:str, # For the message
 )->int: # Bytes that the whole file has, says the host
-    if answer.status!=206: had = 0          # the host began anew
-    size = had+int(answer.headers['Content-Length'])
+    had = _start_of(answer, had, url)
+    more = _length(answer, url)
+    free = shutil.disk_usage(part.parent).free
+    if more>free:
+        raise OSError(f'{url}: {more:,} bytes are to come, and {part.parent} has room for '
+                      f'{free:,}: make room')
+    size = had+more
+    _mark_file(part).write_text(json.dumps(dict(mark=_mark_of(answer))))
     with open(part, 'ab' if had else 'wb') as f:
         for _ in progress(range(had, size, chunk), f'{part.stem}, MB'):
             f.write(answer.read(chunk))
     return size
 
-# %% ../../nbs/sources/01_breizhcrops.ipynb #7aa74286
+def _mark_file(part): return part.with_name(f'{part.name}.json')
+
+def _had(part):
+    "Bytes that are here, and the mark of the file that they belong to"
+    try:
+        mark = json.loads(_mark_file(part).read_text())['mark']
+        return part.stat().st_size, str(mark)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, ''                         # of unknown origin: begin anew
+
+def _remove(part):
+    for file in (part, _mark_file(part)): file.unlink(missing_ok=True)
+
+def _fetch(url, part, chunk):
+    "Bring what is missing; where the host cannot go on, begin anew"
+    had,mark = _had(part)
+    answer = _ask(url, had, mark)
+    if answer is None:                       # ours is as long as the host's, or longer
+        had = 0
+        answer = _ask(url, had, '')
+    with answer:
+        size = _append(answer, part, had, chunk, url)
+    have = part.stat().st_size
+    if have!=size:
+        raise OSError(f'{url}: {have:,} of {size:,} bytes came; run it again to go on')
+
 def download(
     url:str, # Where from
     path:Path, # Where to
     chunk:int=1<<20, # Bytes at a time
 )->Path: # `path`
-    "Get a file, continuing `<path>.part` where there is one; `OSError` where its size is wrong"
+    """Get a file, continuing `<path>.part` where there is one and the host's file is the same.
+
+    Raises `OSError` where size, range or kind are wrong; what is of the wrong kind is removed."""
     path,part = Path(path),Path(f'{path}.part')
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    had = part.stat().st_size if part.exists() else 0
-    answer = _ask(url, had)
-    if answer is not None:
-        with answer:
-            size = _append(answer, part, had, chunk)
-        have = part.stat().st_size
-        if have!=size:
-            raise OSError(f'{url}: {have:,} of {size:,} bytes came; run it again to go on')
+    _fetch(url, part, chunk)
+    try:
+        check_kind_of(part, path.name, url)
+    except OSError:
+        _remove(part)
+        raise
     os.replace(part, path)
+    _remove(part)
     return path
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #b9536db9
@@ -263,8 +433,11 @@ def _unpack(
     check_size:bool, # Whether the HDF5 file must have the size of the official one
 ):
     "An HDF5 archive beside itself; raises `OSError` where it does not hold the whole region"
-    with tarfile.open(archive) as t:
-        t.extractall(archive.parent, filter='data')
+    try:
+        with tarfile.open(archive) as t:
+            t.extractall(archive.parent, filter='data')
+    except (EOFError, zlib.error, tarfile.ReadError) as e:
+        raise OSError(f'{archive} cannot be unpacked ({e}): remove it and get it again') from e
     h5 = archive.with_name(archive.name.removesuffix('.tar.gz'))
     size = h5_sizes[h5.stem]
     if h5.exists() and (not check_size or h5.stat().st_size==size):

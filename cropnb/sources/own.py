@@ -7,13 +7,15 @@ __all__ = ['template', 'write_template', 'read_toml', 'file_date', 'band_rows', 
            'OwnTile']
 
 # %% ../../nbs/sources/03_own.ipynb #fb25a6f9
-import re, tomllib
+import math, re, tomllib
 from glob import glob
 from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
 from rasterio.errors import RasterioError
 from rasterio.transform import from_bounds
-from .denethor import by_day, grid_of
+from .denethor import by_day, check_metres, check_polygons, grid_of, mapped_array
+from .gates import check_bounds, check_classes_fit, check_once, check_upright
+from .gates import day_of, days_of
 from ..engine.bands import ps_bands, s2_bands
 
 # %% ../../nbs/sources/03_own.ipynb #7249b1d7
@@ -79,7 +81,10 @@ def _check_kind(
     kind = type(default)
     if kind in (int, float):
         kind = (int, float)
-    if isinstance(value, kind): return
+    number = kind==(int, float)
+    finite = number and isinstance(value, kind) and math.isfinite(value)
+    if finite and not isinstance(value, bool): return
+    if not number and isinstance(value, kind): return
     raise ValueError(f"{where} = {value!r} is not {_kinds.get(kind, 'a number')}")
 
 def _fill(
@@ -115,31 +120,75 @@ def _check_pattern(
                          'not three for year, month and day')
 
 # %% ../../nbs/sources/03_own.ipynb #a424f6bd
+def _check_lists(sensor, where):
+    "Raise `ValueError` for band names that are not text, or a place that is mirrored"
+    for key in ('bands', 'dates'):
+        odd = [value for value in sensor.get(key, []) if isinstance(value, (list, dict, bool))]
+        if key=='bands':
+            odd = [value for value in sensor[key] if not isinstance(value, str)]
+        if odd:
+            raise ValueError(f'{where}: {key} holds {odd[0]!r}: write each in quotes')
+    if sensor.get('bounds'):
+        check_bounds(sensor['bounds'], f'{where}: bounds')
+
+def _check_keys(
+    keys:dict, # Of scene.toml, with defaults
+    path:Path, # For the message
+):
+    "Raise `ValueError` for a value that no scene can have"
+    if keys['level'] not in ('L2A', 'L1C'):
+        raise ValueError(f"{path}: level = {keys['level']!r} is not L2A or L1C")
+    for table,key in (('parcels', 'file'), ('parcels', 'class'), ('planetscope', 'files')):
+        if not keys[table][key]:
+            raise ValueError(f'{path} [{table}]: {key} is empty: name it')
+    if not (keys['sentinel2']['files'] or keys['sentinel2']['stack']):
+        raise ValueError(f'{path} [sentinel2]: files is empty: name them')
+    for sensor in ('sentinel2', 'planetscope'):
+        for key in ('scale', 'cloud_max'):
+            if keys[sensor].get(key, 1)<=0:
+                raise ValueError(f'{path} [{sensor}]: {key} = {keys[sensor][key]} '
+                                 'has to be above 0: 10000 for scale, 255 or 100 for cloud_max')
+        _check_lists(keys[sensor], f'{path} [{sensor}]')
+        _check_pattern(keys[sensor]['date'], f'{path} [{sensor}]')
+
+def _toml_of(path):
+    "What a TOML file says; a byte order mark, which Windows writes, is no part of it"
+    try:
+        return tomllib.loads(Path(path).read_text(encoding='utf-8-sig'))
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path} is not UTF-8 ({e.reason} at byte {e.start}): '
+                         'save it as UTF-8') from e
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f'{path} is not TOML: {e}: correct that line') from e
+
 def read_toml(
     path:Path, # scene.toml
 )->dict: # Its keys, with defaults
     "The description; raises `ValueError` naming the file and the line or key"
-    try:
-        got = tomllib.loads(Path(path).read_text(encoding='utf-8'))
-    except tomllib.TOMLDecodeError as e:
-        raise ValueError(f'{path} is not TOML: {e}') from e
+    got = _toml_of(path)
     missing = [key for key in ('parcels', 'sentinel2', 'planetscope') if key not in got]
     if missing:
         raise ValueError(f"{path} lacks the table [{'], ['.join(missing)}]: "
                          '`cropnb template` writes one to fill in')
     filled = _fill(got, tomllib.loads(template), str(path))
-    for sensor in ('sentinel2', 'planetscope'):
-        _check_pattern(filled[sensor]['date'], f'{path} [{sensor}]')
+    _check_keys(filled, path)
     return filled
 
 # %% ../../nbs/sources/03_own.ipynb #08f53ea1
+def _open(path):
+    "An image; raises `ValueError` naming a file that is none"
+    try:
+        return rasterio.open(path)
+    except RasterioError as e:
+        raise ValueError(f'{path} cannot be read ({e}): get it again') from e
+
 _ymd = r'(\d{4})-?(\d\d)-?(\d\d)'
 
 def _tag(
     path:Path, # An image
     name:str, # Of one of its tags
 )->str: # Its value, '' where it has none; TIFF writes 2021:05:03, we 2021-05-03
-    with rasterio.open(path) as f:
+    with _open(path) as f:
         return f.tags().get(name, '').replace(':', '-')
 
 def file_date(
@@ -152,8 +201,8 @@ def file_date(
     found = re.search(_ymd if tagged else how, text)
     try:
         year,month,day = map(int, found.groups())
-        return np.datetime64(f'{year:04d}-{month:02d}-{day:02d}')
-    except (AttributeError, ValueError):
+        return day_of(f'{year:04d}-{month:02d}-{day:02d}', path)
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(f'{path}: no date in {text!r} by {how!r}: '
                          'correct `date` in scene.toml, or the name') from None
 
@@ -189,6 +238,11 @@ def _is_nodata(a, keys, nodata):
     empty = a==keys['nodata']
     return empty if nodata is None else empty | (a==nodata)
 
+def _is_broken(a, nodata):
+    "Where a band is NaN, or has the file's own nodata, other than 0, whatever other bands have"
+    broken = ~np.isfinite(a)
+    return broken | (a==nodata) if nodata else broken
+
 def _scaled(a, keys):
     "A band as reflectance x 10000, at least 1"
     dn = (a.astype('float32')+keys['offset'])*(10_000/keys['scale'])
@@ -210,10 +264,35 @@ def to_dn(
         for start in range(0, shape[1], 256):
             rows = slice(start, start+256)   # a few at a time: floats take four times the room
             empty[rows] &= _is_nodata(band[rows], keys, nodata)
-            broken[rows] |= ~np.isfinite(band[rows])
+            broken[rows] |= _is_broken(band[rows], nodata)
             dn[rows] = _scaled(band[rows], keys)
     out *= ~(empty|broken)
     return out
+
+# %% ../../nbs/sources/03_own.ipynb #6b9942c5
+def _check_scaled(
+    dn:np.ndarray, # (band, row, column), from `to_dn`
+    path:Path, # For the message
+    keys:dict, # scale, offset
+):
+    "Raise `ValueError` for an image that offset and scale leave nothing of"
+    if not dn.size: raise ValueError(f'{path} has no pixels: get it again')
+    some = dn[:,::16,::16]
+    seen = some[:,some.any(0)]
+    low = dn.max()==1
+    if not low and not (seen.size and seen.min()==65535): return
+    what = 'at most 0.0001' if low else 'at least 6.5'
+    raise ValueError(f"{path}: every reflectance is {what} with scale = {keys['scale']} and "
+                     f"offset = {keys['offset']}: correct them in scene.toml "
+                     '(scale = 1 where the file holds reflectances in 0..1)')
+
+def _check_number_type(
+    dtypes, # Of the bands
+    path:Path, # For the message
+):
+    "Raise `ValueError` for an image of complex numbers, or of yes and no"
+    odd = [dtype for dtype in dtypes if np.dtype(dtype).kind not in 'iuf']
+    if odd: raise ValueError(f'{path} holds {odd[0]}, not numbers: convert it (gdal_translate -ot)')
 
 # %% ../../nbs/sources/03_own.ipynb #aab75f83
 def _glob(
@@ -241,12 +320,14 @@ class Images:
         self.list = list(days.values())
         self.dates = np.array(list(days), 'datetime64[D]')
         first = self.list[0]
-        with rasterio.open(first) as f:
+        with _open(first) as f:
             self.transform, self.shape, self.crs = grid_of(f)
             self.rows = band_rows(keys['bands'] or f.descriptions, want, first)
         if not self.crs:
             raise ValueError(f'{first} has no coordinate system: '
                              'assign one (gdal_edit.py -a_srs EPSG:...)')
+        check_upright(self.transform, first)
+        check_metres(self.crs, first)
 
 # %% ../../nbs/sources/03_own.ipynb #6f80fc9b
 def _rows_of(
@@ -274,12 +355,31 @@ def _read(
     try:
         with rasterio.open(path) as f:
             rows = _rows_of(images, f)
+            _check_number_type(f.dtypes, path)
             bands = (f.read(row) for row in rows)
-            return to_dn(bands, images.keys, f.nodata, (len(rows), *f.shape), out)
+            dn = to_dn(bands, images.keys, f.nodata, (len(rows), *f.shape), out)
     except RasterioError as e:
         raise ValueError(f'{path} cannot be read ({e}): get it again') from e
+    _check_scaled(dn, path, images.keys)
+    return dn
 
 # %% ../../nbs/sources/03_own.ipynb #047abb04
+def _certain(
+    cloud:np.ndarray, # (row, column) as on disk
+    nodata:float|None, # What the file declares as missing
+    most:float, # cloud_max
+    path:Path, # For the message
+)->np.ndarray: # The same, with certain cloud where it is missing
+    "Raises `ValueError` for values that are no probability"
+    if nodata is not None:
+        missing = np.isnan(cloud) if math.isnan(nodata) else cloud==nodata
+        missing &= ~((cloud>=0) & (cloud<=most))         # 0 is often declared, and is clear sky
+        cloud = np.where(missing, most, cloud)
+    good = (cloud>=0) & (cloud<=most)
+    if good.all(): return cloud
+    raise ValueError(f'{path} holds {cloud[~good][0]}, not cloud probabilities from 0 to {most}: '
+                     'correct cloud_max in scene.toml, or declare what means missing')
+
 class OwnS2(Images):
     "Sentinel-2 by date number"
     def __init__(self,
@@ -310,11 +410,17 @@ class OwnS2(Images):
     )->np.ndarray|None: # (row, column) probability 0..255; `None` where it is not known
         "Cloud probability of one acquisition; raises `ValueError` for another grid"
         if not self.masks: return None
-        with rasterio.open(self.masks[self.dates[i]]) as f:
-            if grid_of(f)[:2]!=(self.transform, self.shape):
-                raise ValueError(f'{f.name} lies on another grid than the images: resample it')
-            share = f.read(1)*(255/self.keys['cloud_max'])
-        return share.round().clip(0, 255).astype('uint8')
+        path = self.masks[self.dates[i]]
+        most = self.keys['cloud_max']
+        try:
+            with rasterio.open(path) as f:
+                if grid_of(f)[:2]!=(self.transform, self.shape):
+                    raise ValueError(f'{path} lies on another grid than the images: resample it')
+                cloud,nodata = f.read(1),f.nodata
+        except RasterioError as e:
+            raise ValueError(f'{path} cannot be read ({e}): get it again') from e
+        cloud = _certain(cloud, nodata, most, path)
+        return (cloud*(255/most)).round().clip(0, 255).astype('uint8')
 
 # %% ../../nbs/sources/03_own.ipynb #0362052c
 class OwnPS(Images):
@@ -350,9 +456,16 @@ class Stack:
         self.keys = keys
         self.path = Path(root)/keys['stack']
         self.list = [self.path]
-        self.dates = np.array(keys['dates'], 'datetime64[D]')
-        self.array = np.load(self.path, mmap_mode='r')
+        where = f'{root}/scene.toml [sentinel2]'
+        self.dates = days_of(keys['dates'], f'{where}: dates')
+        check_once(self.dates, f'{where}: dates')
+        check_bounds(keys['bounds'], f'{where}: bounds')
+        check_metres(keys['crs'], f'{where}: crs')
+        if not self.path.exists():
+            raise FileNotFoundError(f'{self.path} is missing: correct `stack` in scene.toml')
+        self.array = mapped_array(self.path)
         self._check_shape()
+        _check_number_type([self.array.dtype], self.path)
         self.rows = band_rows(keys['bands'], s2_bands, self.path)
         self.crs = keys['crs']
         self.shape = self.array.shape[1:3]
@@ -361,7 +474,7 @@ class Stack:
     def _check_shape(self):
         dates,bands = len(self.dates),len(self.keys['bands'])
         shape = self.array.shape
-        if len(shape)==4 and shape[::3]==(dates, bands):
+        if len(shape)==4 and shape[::3]==(dates, bands) and self.array.size:
             return
         raise ValueError(f'{self.path} has shape {shape}, '
                          f'not ({dates} dates, row, column, {bands} bands)')
@@ -371,7 +484,9 @@ class Stack:
     )->np.ndarray: # (row, column, 12) uint16 reflectance x 10000
         "One acquisition"
         bands = (self.array[i,...,row-1] for row in self.rows)
-        return to_dn(bands, self.keys, None, (12, *self.shape)).transpose(1, 2, 0)
+        dn = to_dn(bands, self.keys, None, (12, *self.shape))
+        _check_scaled(dn, self.path, self.keys)
+        return dn.transpose(1, 2, 0)
 
     def clouds(self, i):
         "Not known"
@@ -387,6 +502,8 @@ def _read_vector(
         g = gpd.read_file(path)
     except Exception as e:
         raise ValueError(f'{path} cannot be read as parcels: {e}') from e
+    if not isinstance(g, gpd.GeoDataFrame):
+        raise ValueError(f'{path} has no geometry: parcels are polygons')
     for column in filter(None, (keys['class'], keys['id'])):
         if column not in g:
             names = ', '.join(map(str, g.columns))
@@ -419,7 +536,8 @@ def _check_geometry(
     g:gpd.GeoDataFrame, # Parcels
     path:Path, # For the message
 ):
-    "Raise `ValueError` for a geometry that is empty or crosses itself"
+    "Raise `ValueError` for a geometry that is empty, no polygon, or crosses itself"
+    check_polygons(g, path)
     good = g.is_valid & ~g.is_empty
     if good.all(): return
     raise ValueError(f'{path}: the geometry of {(~good).sum()} parcels is not valid, '
@@ -450,6 +568,7 @@ def _own_fields(
     columns = dict(
         field_id=_ids_of(g, path, keys['id']),
         name=g[keys['class']].astype(str).to_numpy())
+    check_classes_fit(set(columns['name']), f"{path}: {keys['class']}")
     return gpd.GeoDataFrame(columns, geometry=g.geometry.to_numpy(), crs=g.crs)
 
 # %% ../../nbs/sources/03_own.ipynb #c64199f3

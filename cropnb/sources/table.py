@@ -7,25 +7,68 @@ __all__ = ['series_from_table']
 
 # %% ../../nbs/sources/02_table.ipynb #40d6542b
 import numpy as np, pandas as pd
+from .gates import check_classes_fit, days_of
 
 # %% ../../nbs/sources/02_table.ipynb #b61ea53c
 def _check_bands(df, bands):
     "Raise `ValueError` unless there are twelve bands of reflectance x 10000"
-    if len(bands)!=12:
-        raise ValueError(f'{len(bands)} bands given, not 12: name all but B10, in their order')
-    if df[bands].max().max()<20:
+    if len(bands)!=12 or len(set(bands))!=12:
+        raise ValueError(f'{len(set(bands))} bands given, not 12: '
+                         'name all but B10, in their order')
+    for band in bands:
+        kind = df[band].dtype
+        if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind):
+            raise ValueError(f'Column {band} holds {kind}, not numbers: '
+                             'convert it (`pandas.to_numeric`)')
+    values = df[bands].to_numpy(float, na_value=np.nan)
+    if np.isnan(values).all():
+        raise ValueError('The bands have no value at all: was the right table read?')
+    if np.nanmax(values)<20 or np.nanmedian(values)<=2:
         raise ValueError('The bands look like reflectances in 0..1: multiply them by 10000')
+    _check_range(values, bands)
 
-def _check_rows(df, id, date, label):
-    "Raise `ValueError` for a parcel with two rows of a date, or with two classes"
-    twice = df.duplicated([id, date])
+def _check_range(values, bands):
+    "Raise `ValueError` for what stands for a missing value; a little below 0 is noise"
+    odd = (values<-2000) | (values>=65535)
+    if odd.any():
+        row,col = np.argwhere(odd)[0]
+        raise ValueError(f'Column {bands[col]} holds {values[row,col]:g} in row {row}, which is no '
+                         'reflectance x 10000: put NaN where a value is missing')
+
+# %% ../../nbs/sources/02_table.ipynb #e1d5ad7a
+def _check_kinds(df, column):
+    "Raise `ValueError` for a column of text and numbers together"
+    kinds = {str if isinstance(v, str) else float for v in df[column].dropna().unique()}
+    if len(kinds)>1:
+        raise ValueError(f'Column {column} mixes text and numbers: '
+                         f'convert it (`df.{column}.astype(str)`)')
+
+def _check_rows(df, id, label):
+    "Raise `ValueError` for a parcel with two rows of a day, or with two classes"
+    twice = df.duplicated([id, '_t'])
     if twice.any():
-        first = df.loc[twice, [id, date]].iloc[0].to_dict()
-        raise ValueError(f'A parcel and date appear twice: {first}; keep one row')
+        first = df.loc[twice, [id, '_t']].iloc[0]
+        raise ValueError(f'A parcel and date appear twice: {first[id]} on {first._t:%Y-%m-%d}; '
+                         'keep one row')
     classes = df.groupby(id)[label].nunique()
     if classes.max()>1:
         raise ValueError(f'Parcel {classes.idxmax()} has several classes in column {label}: '
                          'give it one, or split it into two parcels')
+
+def _check_columns(
+    df:pd.DataFrame, # As below
+    named:list, # Columns that have to be there
+):
+    "Raise `ValueError` for a column that is missing or there twice, or for no rows"
+    missing = sorted(set(named)-set(df.columns))
+    if missing:
+        raise ValueError(f"The table has no column {', '.join(missing)}: "
+                         f"it has {', '.join(map(str, df.columns))}")
+    twice = sorted(set(df.columns[df.columns.duplicated()]) & set(named))
+    if twice:
+        raise ValueError(f"Column {', '.join(twice)} appears twice in the table: remove one")
+    if not len(df):
+        raise ValueError('The table has no rows: was the right one read?')
 
 def _check_table(
     df:pd.DataFrame, # As below
@@ -33,14 +76,20 @@ def _check_table(
     date:str, # As below
     label:str, # As below
     bands:list, # As below
-):
-    "Raise `ValueError` for what cannot be a table of parcel series"
-    missing = sorted({id, date, label, *bands}-set(df.columns))
-    if missing:
-        raise ValueError(f"The table has no column {', '.join(missing)}: "
-                         f"it has {', '.join(df.columns)}")
+)->pd.DataFrame: # Its whole rows, with the day of each in `_t`
+    "The gate of tables: raises `ValueError` for what cannot be a table of parcel series"
+    _check_columns(df, [id, date, label, *bands])
     _check_bands(df, bands)
-    _check_rows(df, id, date, label)
+    for column in (id, label): _check_kinds(df, column)
+    df = df.dropna(subset=[id, date, label, *bands])
+    if not len(df):
+        raise ValueError('No row of the table is whole: each lacks the parcel, the date, '
+                         'the class or a band')
+    days = days_of(df[date].tolist(), f'Column {date}')
+    df = df.assign(_t=days.astype('datetime64[ns]'))
+    _check_rows(df, id, label)
+    check_classes_fit(df[label].unique(), f'Column {label}')
+    return df
 
 # %% ../../nbs/sources/02_table.ipynb #273364e6
 def _stack_padded(
@@ -60,7 +109,7 @@ def _stack(
     bands:list, # As below
 )->dict: # As below
     "The arrays of all parcels, padded to the longest"
-    values = [g[bands].to_numpy().round().clip(0, 65535) for g in parcels]
+    values = [g[bands].to_numpy(float).round().clip(0, 65535) for g in parcels]
     days = [g._t.to_numpy().astype('datetime64[D]').astype(int) for g in parcels]
     seen = [np.ones(len(g), bool) for g in parcels]
     names = [g[label].iloc[0] for g in parcels]
@@ -84,8 +133,7 @@ def series_from_table(
 
     The order is that of the parcels' names. Rows with a missing value are left out, and parcels of
     fewer dates are padded at the end, where the mask is false. Raises `ValueError`."""
-    _check_table(df, id, date, label, bands)
-    df = df.dropna(subset=[id, date, label, *bands])
-    df = df.assign(_t=pd.to_datetime(df[date])).sort_values([id, '_t'])
+    df = _check_table(df, id, date, label, bands)
+    df = df.sort_values([id, '_t'])
     parcels = [g for _,g in df.groupby(id)]
     return _stack(parcels, label, bands)
