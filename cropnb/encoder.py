@@ -162,6 +162,8 @@ def load_encoder(
 
 def _checked(path, what):
     "The metadata, in the words of this version"
+    if not isinstance(what.get('recipe', {}), dict):
+        raise ValueError(f"{path}: its recipe is {what['recipe']!r}, not an object of JSON")
     if 'mode' not in what and 'method' not in what:
         raise ValueError(f'{path} is not a cropnb encoder: its metadata lack mode')
     loss = what.get('recipe', {}).get('loss', 'nt_xent')
