@@ -182,7 +182,7 @@ def _check_numbers(
         good = numbers.between(0, 1) | (df[column].isna() & may_lack)
         if good.all(): continue
         at = int((~good).to_numpy().argmax())
-        raise ValueError(f'{name}: {column} is {df[column].iloc[at]!r} in row {at+1}, '
+        raise ValueError(f'{name}: {column} is {df[column].iloc[at]} in row {at+1}, '
                          f'not a number in 0..1: {_write_again}')
 
 # %% ../nbs/05_evaluate.ipynb #f33c6e86
