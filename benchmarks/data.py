@@ -4,7 +4,7 @@
 
 Writes DENETHOR-sized images (Sentinel-2 2400 x 2400 x 12 and PlanetScope 8000 x 8000 x 4, uint16;
 0.65 GB a date) of random numbers to a temporary folder, then, each in a process of its own: reads
-them with numpy and rasterio, and draws 100,000 pairs a date with `cropnb.data.make_pairs`.
+them with numpy and rasterio, and draws 100,000 pairs a date with `cropnb.prepare.pairs`.
 Prints seconds, their ratio, and the peak memory of both.
 """
 import json, os, pickle, platform, resource, subprocess, sys, tempfile, time
@@ -84,7 +84,8 @@ def tuned_read(folder, dates):
 
 def sample(folder, dates):
     "Pairs of each date, into shards"
-    from cropnb.data import candidates, match_days, open_tile, part_of, _all_dates
+    from cropnb.prepare.fields import open_tile, part_of
+    from cropnb.prepare.pairs import _all_dates, candidates, match_days
     tile = open_tile(folder)
     recipe = dict(pairs_per_date=pairs_per_date, clouds='all', seed=0)
     rows = candidates(tile, part_of(folder, 'pretrain'))

@@ -2,48 +2,105 @@
 
     python benchmarks/downstream.py [cpu | cuda] [n_jobs] [profile] [dates]
 
-The grid: one frozen encoder, the three families with the profile's hyper-parameter sets, its epochs and batch, on simulated seasons (144 dates unless told).
-The loop of a user: a torch Dataset over the HDF5 read row by row, DataLoader, the encoder applied to every batch in every epoch, Adam, one training at a time
-with all threads. Ours: `cropnb.workers.work` with `n_jobs` processes of one thread each, from nothing: embedding, processes and records included.
-Nothing here is a test.
+The grid: one frozen encoder, the three families with the profile's hyper-parameter sets, its
+epochs and batch, on simulated seasons (144 dates unless told).
+The loop of a user: a torch Dataset over the HDF5 read row by row, DataLoader, the encoder applied
+to every batch in every epoch, Adam, one training at a time with all threads.
+Ours: `cropnb.engine.workers.work` with `n_jobs` processes of one thread each, from nothing:
+embedding, processes and records included. Nothing here is a test.
 """
 import os, sys, tempfile, time
+import h5py, numpy as np, torch, torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from cropnb.base_models import families
+from cropnb.controls import untrained
+from cropnb.data import pairs, resolve
+from cropnb.downstream import sets, training
+from cropnb.encoder import load_encoder
+from cropnb.engine.recipes import recipe
+from cropnb.engine.workers import work
+from cropnb.studies.difficulty import dialled_task
+
+# ---------------------------------------------------------------- the loop of a user
+class Rows(Dataset):
+    "Seasons of a part, read row by row"
+    def __init__(self, series, part): self.h = h5py.File(series/f'{part}.h5')
+    def __len__(self): return len(self.h['crop_labels'])
+    def __getitem__(self, i):
+        x = self.h['time_series'][i].astype('float32')/1e4
+        return x, int(self.h['crop_labels'][i,0])-1
+
+class User:
+    "One training: the encoder is frozen, and applied again to every batch"
+    def __init__(self, family, hyper, folder, device):
+        self.device = device
+        self.enc = load_encoder(folder, device)
+        self.mean, self.std = self.enc.mean.to(device), self.enc.std.to(device)
+        torch.manual_seed(0)
+        size = {k: v for k,v in hyper.items() if k!='lr'}
+        self.model = families[family](256, 9, **size).to(device)
+        self.opt = torch.optim.Adam(self.model.parameters(), hyper['lr'])
+    @torch.no_grad()
+    def embed(self, x):
+        z = (x.to(self.device)-self.mean)/self.std
+        return self.enc.net(z.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def learn(self, batches):
+        self.model.train()
+        for x,y in batches:
+            loss = F.cross_entropy(self.model(self.embed(x)), y.to(self.device))
+            self.opt.zero_grad()
+            loss.backward()
+            self.opt.step()
+            loss.item()
+    @torch.no_grad()
+    def accuracy(self, batches):
+        self.model.eval()
+        right = [(self.model(self.embed(x)).argmax(1).cpu()==y).float().mean() for x,y in batches]
+        return np.mean(right)
+
+def train_as_user(user, series, epochs, batch):
+    for _ in range(epochs):
+        user.learn(DataLoader(Rows(series, 'train'), batch, shuffle=True))
+        user.accuracy(DataLoader(Rows(series, 'val'), batch))
+
+# ---------------------------------------------------------------- both
+def untrained_encoder():
+    smoke = recipe('smoke')
+    run = untrained(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0)
+    run.get()
+    return run
+
+def seconds(f, *args):
+    start = time.time()
+    f(*args)
+    return time.time()-start
 
 def main(device='cpu', n_jobs=2, profile='demo', dates=144):
-    import h5py, numpy as np, torch, torch.nn.functional as F
-    from cropnb.core import recipe, resolve
-    from cropnb.data import pairs
-    from cropnb.downstream import build, sets, training
-    from cropnb.encoders import families
-    from cropnb.pretrain import encoder, load_encoder
-    from cropnb.studies.difficulty import dialled_task as task
-    from cropnb.workers import work
-    threads = torch.get_num_threads(); r = recipe(profile); smoke = recipe('smoke'); enc = encoder(pairs(resolve('twin', 'smoke'), smoke, 0), smoke, 0, epochs=0); enc.get()
-    t = task(1001, fields=27, pixels=5, dates=dates); t.get(); n_sets = min(r['n_sets'], 2)
-    cells = [training(t, enc, 1, f, i, r, 0, device) for f in families for i in range(n_sets)]
+    threads = torch.get_num_threads()
+    r = recipe(profile)
+    n_sets = min(r['n_sets'], 2)
+    epochs, batch = r['epochs'], r['batch']
+    enc = untrained_encoder()
+    series = dialled_task(1001, fields=27, pixels=5, dates=dates)
+    seasons = [len(Rows(series.get(), part)) for part in ('train', 'val')]
+    grid = [training(series, enc, 1, f, i, r, 0, device) for f in families for i in range(n_sets)]
+    print(f'{len(grid)} trainings, {seasons[0]} + {seasons[1]} seasons of {dates} dates, '
+          f'{epochs} epochs of batch {batch}, {device}, torch {torch.__version__}', flush=True)
 
-    class Rows(torch.utils.data.Dataset):
-        def __init__(self, part): self.h = h5py.File(t.path/f'{part}.h5')
-        def __len__(self): return len(self.h['crop_labels'])
-        def __getitem__(self, i): return self.h['time_series'][i].astype('float32')/1e4, int(self.h['crop_labels'][i,0])-1
+    ours = seconds(work, grid, n_jobs)
+    print(f'ours, {n_jobs} at a time: {ours:.1f} s', flush=True)
 
-    def user(family, hyper):
-        e = load_encoder(enc.path, device); mean,std = e.mean.to(device), e.std.to(device); torch.manual_seed(0)
-        m = families[family](256, 9, **{k: v for k,v in hyper.items() if k!='lr'}).to(device); opt = torch.optim.Adam(m.parameters(), hyper['lr'])
-        def embed(x):
-            with torch.no_grad(): return e.net(((x.to(device)-mean)/std).flatten(0, 1)).unflatten(0, x.shape[:2])
-        for _ in range(r['epochs']):
-            m.train()
-            for x,y in torch.utils.data.DataLoader(Rows('train'), r['batch'], shuffle=True): l = F.cross_entropy(m(embed(x)), y.to(device)); opt.zero_grad(); l.backward(); opt.step(); l.item()
-            m.eval()
-            with torch.no_grad(): acc = np.mean([(m(embed(x)).argmax(1).cpu()==y).float().mean() for x,y in torch.utils.data.DataLoader(Rows('val'), r['batch'])])
-        return acc
-
-    print(f"{len(cells)} trainings, {len(Rows('train'))} + {len(Rows('val'))} seasons of {dates} dates, {r['epochs']} epochs of batch {r['batch']}, {device}, torch {torch.__version__}", flush=True)
-    start = time.time(); work(cells, n_jobs); ours = time.time()-start; print(f'ours, {n_jobs} at a time: {ours:.1f} s', flush=True)
-    torch.set_num_threads(threads); start = time.time(); accs = [user(f, h) for f in families for h in sets(profile, f, n_sets)]; theirs = time.time()-start
-    print(f'loop of a user, {torch.get_num_threads()} threads: {theirs:.1f} s: {theirs/ours:.1f} x')
+    def all_of_a_user():
+        for family in families:
+            for hyper in sets(profile, family, n_sets):
+                user = User(family, hyper, enc.path, device)
+                train_as_user(user, series.path, epochs, batch)
+    torch.set_num_threads(threads)
+    theirs = seconds(all_of_a_user)
+    print(f'loop of a user, {threads} threads: {theirs:.1f} s: {theirs/ours:.1f} x')
 
 if __name__=='__main__':
+    kinds = (str, int, str, int)
     with tempfile.TemporaryDirectory() as d:
-        os.environ['CROPNB_RUNS'] = d; a = sys.argv[1:]; main(*a[:1], *map(int, a[1:2]), *a[2:3], *map(int, a[3:]))
+        os.environ['CROPNB_RUNS'] = d
+        main(*(kind(word) for kind,word in zip(kinds, sys.argv[1:])))

@@ -12,12 +12,15 @@ from pathlib import Path
 import h5py, numpy as np, torch, torch.nn.functional as F
 from torch.func import functional_call, stack_module_state
 from torch.utils.data import DataLoader, Dataset
-from cropnb.pretrain import Nets, Pairs, Step, one_epoch, seeded, two_views
+from cropnb.engine.tensors import seeded
+from cropnb.methods.contrast import SimCLR
+from cropnb.pretrain import Step, make_optimizer, start_epoch
+from cropnb.views import Bimodal, Pairs
 
 device = sys.argv[1] if len(sys.argv)>1 else 'cpu'
 steps = int(sys.argv[2]) if len(sys.argv)>2 else 6
 batch = 2048
-recipe = dict(mode='bimodal', corruption=.2, loss='nt_xent', temperature=.07, batch=batch, seed=0)
+views = Bimodal(.2)
 
 # ---------------------------------------------------------------- clocks
 def wait():
@@ -55,7 +58,7 @@ def make_pairs(path, n=200_000):
         h['planet_data'] = ps
         h.attrs.update({k: v/1e4 for k,v in moments.items()})
 
-def networks(): return Nets('bimodal').to(device).train()
+def networks(): return SimCLR(views).to(device).train()
 
 def plain_loss(z0, z1, t=.07):
     "NT-Xent with cross_entropy"
@@ -108,21 +111,21 @@ def in_memory(path):
     g = seeded(device, 0)
     def loss():
         rows = torch.randperm(len(p), generator=g, device=device)[:batch]
-        return plain_loss(*nets(*two_views(p, rows, 'bimodal', .2, g)))
+        return plain_loss(*nets(*views(p, rows, g)))
     return rate(loss, torch.optim.Adam(nets.parameters(), 1e-3, fused=True))
 
 def step_of(p, precision, plain=False):
     "Our step; `plain`: never recorded as a CUDA graph"
     torch.manual_seed(0)
-    nets = networks()
-    opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True, capturable=device=='cuda')
-    step = Step(nets, opt, p, recipe|dict(precision=precision))
+    method = networks()
+    opt = make_optimizer(method, dict(optimizer='adam', lr=1e-3, weight_decay=0.))
+    step = Step(method, views, opt, p, batch, precision)
     if plain: step.run.first = None
     return step
 
 def ours(path, precision='fp32'):
     step = step_of(Pairs(path, device), precision)
-    rows = torch.randperm(len(step.p), device=device)[:batch]
+    rows = torch.randperm(len(step.pairs), device=device)[:batch]
     return rate_of(lambda: step(rows))
 
 # ---------------------------------------------------------------- two encoders at once
@@ -149,6 +152,12 @@ def together(k=2):
     return k*vmapped, k*rate(in_turn, torch.optim.Adam(every, 1e-3))
 
 # ---------------------------------------------------------------- whole epochs on a GPU
+def one_epoch(step, epoch):
+    "Mean loss"
+    batches = start_epoch(step, 0, epoch)
+    for rows in batches: step(rows)
+    return step.total.item()/len(batches)
+
 def whole_epochs(path, precision, plain, epochs=3):
     "Pairs per second of the last of a few epochs over all pairs, and the mean loss of each"
     step = step_of(Pairs(path, device), precision, plain)
@@ -158,7 +167,7 @@ def whole_epochs(path, precision, plain, epochs=3):
         start = time.time()
         losses.append(one_epoch(step, e))
         wait()
-    return len(step.p)/(time.time()-start), losses
+    return len(step.pairs)/(time.time()-start), losses
 
 def matmul_peak(n=8192, times=20):
     "FLOP/s of one large bf16 product"
@@ -172,7 +181,7 @@ def matmul_peak(n=8192, times=20):
 
 def flops_of_a_pair():
     "Forward and backward, of the networks and of the loss's products"
-    of_networks = 6*sum(w.numel() for w in Nets('bimodal').parameters())
+    of_networks = 6*sum(w.numel() for w in SimCLR(views).parameters())
     of_loss = 3*2*2*2*batch*256
     return of_networks+of_loss
 

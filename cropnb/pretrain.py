@@ -10,6 +10,7 @@ __all__ = ['optimizers', 'variants', 'make_optimizer', 'Step', 'start_epoch', 's
 import argparse
 import functools
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -17,14 +18,16 @@ import torch
 from .controls import raw, untrained
 from .encoder import save_encoder
 from .encoders import n_params
-from .engine.distributed import add_gradients, gather, globalise, joined, mine, rank
-from .engine.files import aside, progress, write_json
+from .engine.distributed import add_gradients, gather, globalise, joined
+from .engine.distributed import mine, rank, world
+from .engine.files import aside, progress
 from .engine.graph import Recorded
+from .engine.names import digest, full_name
 from .engine.parameters import check_number
 from .engine.recipes import check_choices, pick, recipe as recipe_of
 from .engine.records import Run, run_id
 from .engine.seeds import derive
-from .engine.tensors import normalise, seeded
+from .engine.tensors import normalise, pick_device, seeded
 from .measure.probes import check_collapse, measure
 from .methods.base import Method, at_least_fp32
 from .methods.table import check_options, find_method
@@ -107,7 +110,7 @@ def start_epoch(
 def save_state(
     path:Path, # Checkpoint
     step:Step,
-    **more, # How far it is, and what was found
+    **more, # Whose it is, how far it is, and what was found
 ):
     "All that going on needs"
     generators = dict(views=step.g.get_state(), default=torch.get_rng_state())
@@ -157,15 +160,16 @@ class Trainer:
         r:dict, # Recipe: epochs, seed, judge (steps)
         folder:Path, # Holds `tmp/checkpoint.pt`; judged steps go to `steps/`
         save, # Called with the path of an encoder file to write
+        name:str='', # Of the run: a checkpoint of another one is refused
         every:float=60., # Seconds between checkpoints
     ):
         self.step,self.r,self.save,self.every = step,r,save,every
         self.checkpoint, self.steps = folder/'tmp'/'checkpoint.pt', folder/'steps'
-        self.state = dict(at=0, loss=[], probes=[], judged={})
+        self.state = dict(name=name, at=0, loss=[], probes=[], judged={})
         self.saved = time.time()
 
     def run(self)->dict: # at, loss and probes of each epoch, judged
-        "Every epoch; raises `Collapse` or `FloatingPointError`"
+        "Every epoch; raises `Collapse`, `FloatingPointError`, `ValueError` (foreign checkpoint)"
         per_epoch = len(self.step.pairs)//self.step.batch
         first = self._resume(per_epoch)
         for epoch in range(first, self.r['epochs']):
@@ -178,7 +182,12 @@ class Trainer:
 
     def _resume(self, per_epoch):
         "The epoch to go on with"
-        if self.checkpoint.exists(): self.state = load_state(self.checkpoint, self.step)
+        if not self.checkpoint.exists(): return 0
+        found = load_state(self.checkpoint, self.step)
+        if found['name']!=self.state['name']:
+            fix = 'delete it, or train in another folder'
+            raise ValueError(f'{self.checkpoint} belongs to another run: {fix}')
+        self.state = found
         return self.state['at']//max(per_epoch, 1)
 
     def _one_epoch(self, rows, epoch, start):
@@ -254,11 +263,13 @@ def make_encoder(
         corruption=recipe['corruption'], parameters=n_params(m.encoder))
     about = dict(what, source=p.source, recipe=recipe, pairs=run_id(pairs))
     save = functools.partial(save_encoder, net=m.encoder, stats=p.stats, **about)
-    found = Trainer(step, recipe, folder, save).run()
+    name = digest([recipe, run_id(pairs), full_name(method), full_name(views)])
+    found = Trainer(step, recipe, folder, save, name).run()
     if rank(): return {}
     save(folder/'encoder.safetensors')
-    steps = found.pop('at')
-    return dict(what, **found, steps=steps, chance=m.chance(recipe['batch']), pairs=len(p))
+    measured = pick(found, 'loss probes judged')
+    more = dict(steps=found['at'], chance=m.chance(recipe['batch']), pairs=len(p))
+    return dict(what, **measured, **more)
 
 # %% ../nbs/03_pretrain.ipynb #38ab3f9b
 def encoder(
@@ -344,14 +355,14 @@ def command_line()->argparse.ArgumentParser: # Of `python -m cropnb.pretrain`
     words = argparse.ArgumentParser(prog='cropnb.pretrain', description=say)
     add = words.add_argument
     add('pairs', type=Path, help='pairs.h5, or the folder that holds it')
-    add('out', type=Path, help='folder where encoder.safetensors goes')
+    add('out', type=Path, nargs='?', help='also copy encoder and result to this folder')
     add('--mode', default='bimodal', help=' | '.join(modes))
     add('--corruption', type=float, default=.2, help='fraction that SCARF replaces, 0..1')
     add('--profile', default='demo', help='smoke | demo | paper')
     add('--protocol', default='corrected', help='corrected | paper')
     add('--seed', type=int, default=0, help='of weights, views and order')
     add('--epochs', type=int, default=-1, help="-1: the profile's; 0: the untrained control")
-    add('--device', default='cpu', help='cpu | cuda')
+    add('--device', default='auto', help='auto | cpu | cuda')
     add('changes', nargs='*', metavar='key=value', help='recipe keys, such as method=clip')
     return words
 
@@ -368,12 +379,27 @@ def train_here(
 ):
     "Pre-train outside the notebooks"
     a = command_line().parse_intermixed_args(argv)
+    if a.out and '=' in str(a.out): a.changes, a.out = [str(a.out), *a.changes], None
     r = recipe_of(a.profile, a.protocol, **changed(a.changes, recipe_of(a.profile, a.protocol)))
-    run = encoder(a.pairs, r, a.seed, a.mode, a.corruption, a.epochs, a.device)
-    with joined(a.device):
-        (a.out/'tmp').mkdir(parents=True, exist_ok=True)
-        found = run.make(a.out, run.recipe, a.pairs)
-        if rank()==0: write_json(a.out/'result.json', dict(result=found))
+    device = pick_device(a.device)
+    run = encoder(a.pairs, r, a.seed, a.mode, a.corruption, a.epochs, device)
+    _get_together(run, device)
+    if a.out and int(os.environ.get('RANK', 0))==0: _copy(run, a.out)
+
+def _get_together(run, device):
+    "The first process makes the record, the others take part"
+    if run.done: return
+    with joined(device):
+        if rank()==0:
+            print(f'{run}: {run.recipe}, {world()} processes on {device}', flush=True)
+            run.get()
+        else: run.make(run.path.with_suffix('.part'), run.recipe, **run.inputs)
+
+def _copy(run, out):
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ('encoder.safetensors', 'result.json'):
+        with aside(out/name) as part: shutil.copyfile(run.path/name, part)
+    print(f'{run} -> {out}', flush=True)
 
 # %% ../nbs/03_pretrain.ipynb #ff82670a
 if __name__=='__main__' and '__file__' in globals(): train_here()

@@ -32,8 +32,8 @@ def fresh_runs(tmp_path, monkeypatch):
 @pytest.fixture(scope='session')
 def smoke():
     "The smallest simulated world as runs, made once for all workers: recipe, data, pairs"
-    from cropnb.core import recipe, resolve
-    from cropnb.data import pairs
+    from cropnb.data import pairs, resolve
+    from cropnb.engine.recipes import recipe
     r = recipe('smoke')
     data = resolve('twin', 'smoke', 0)
     return SimpleNamespace(recipe=r, data=data, pairs=pairs(data, r, 0))
@@ -51,7 +51,7 @@ def runs_with(tmp_path, monkeypatch):
 @pytest.fixture
 def record_steps(monkeypatch):
     "Called: from now on steps are recorded as on a GPU, replayed plainly, and listed"
-    from cropnb import graph
+    from cropnb.engine import graph
     seen = []
     class Played:
         "In place of a CUDA graph"
@@ -62,7 +62,7 @@ def record_steps(monkeypatch):
     def record(step, generators):
         seen.append('recorded')
         return Played(step)
-    def aside(step):
+    def on_own_stream(step):
         seen.append('plain')
         step()
     init = graph.Recorded.__init__
@@ -71,7 +71,7 @@ def record_steps(monkeypatch):
         self.first = 3
     def start():
         monkeypatch.setattr(graph, 'record', record)
-        monkeypatch.setattr(graph, 'aside', aside)
+        monkeypatch.setattr(graph, 'on_own_stream', on_own_stream)
         monkeypatch.setattr(graph.Recorded, '__init__', init_anywhere)
         return seen
     return start

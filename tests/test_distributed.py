@@ -5,40 +5,57 @@ from safetensors.torch import load_file
 from conftest import root
 
 step = '''
-import sys, torch
+import copy, sys, torch
 from safetensors.torch import save_file
-from cropnb.distributed import add_gradients, gather, globalise, joined, mine, rank, world
-from cropnb.losses import losses
-from cropnb.pretrain import Nets
+from cropnb.engine.distributed import add_gradients, gather, globalise, joined, mine, rank, world
+from cropnb.methods.contrast import SimCLR
+from cropnb.methods.table import find_method, methods
+from cropnb.views import Bimodal, Unimodal
 
-def one_step(name, nets, a, b):
-    "Loss and gradients, by name"
-    nets.zero_grad()
-    z = nets(mine(a), mine(b))
-    loss = losses[name](*map(gather, z), .07)
+class Taught(SimCLR):
+    "The second view is seen by a copy of the encoder, which is not trained but follows it"
+    def __init__(self, views, dim, blocks):
+        super().__init__(views, dim, blocks)
+        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+    def forward(self, one, two):
+        return [self.projectors[0](self.encoder(one)), self.teacher(two)]
+    def after(self, done):
+        for old,new in zip(self.teacher.parameters(), self.encoder.parameters()):
+            old.lerp_(new, .1)
+
+def one_step(method, *views):
+    "Loss, gradients and what they change, by name"
+    outs = method(*map(mine, views))
+    loss = method.loss(*map(gather, outs))
     loss.backward()
-    add_gradients(nets)
-    out = {f'{name}.{k}': p.grad.clone() for k,p in nets.named_parameters()}
-    return out | {name: loss.detach()}
+    add_gradients(method)
+    out = {f'gradient of {k}': p.grad.clone() for k,p in method.named_parameters()
+           if p.grad is not None}
+    trained = [p for p in method.parameters() if p.requires_grad]
+    torch.optim.SGD(trained, .1).step()
+    with torch.no_grad(): method.after(torch.ones(()))
+    return out | {k: v.double() for k,v in method.state_dict().items()} | dict(loss=loss.detach())
 
 with joined():
-    torch.manual_seed(0)
-    nets = globalise(Nets('bimodal', 32, 2)).double().train()
     g = torch.Generator().manual_seed(1)
-    a = torch.randn(64, 12, generator=g, dtype=torch.float64)
-    b = torch.randn(64, 36, generator=g, dtype=torch.float64)
+    def drawn(width): return torch.randn(64, width, generator=g, dtype=torch.float64)
+    sets = {views: list(map(drawn, views.widths)) for views in (Unimodal, Bimodal)}
+    cases = {name: (find_method(name), Bimodal) for name in methods}
+    cases['taught'] = Taught, Unimodal
     out = dict(world=torch.tensor(world()))
-    for name in ('nt_xent', 'dcl', 'clip', 'barlow_twins'): out |= one_step(name, nets, a, b)
-    out |= {k: v.double() for k,v in nets.state_dict().items() if 'running' in k}
+    for name,(cls,views) in cases.items():
+        torch.manual_seed(0)
+        method = globalise(cls(views(), 32, 2)).double().train()
+        out |= {f'{name}: {k}': v for k,v in one_step(method, *sets[views]).items()}
     if rank()==0: save_file(out, sys.argv[1])
 '''
 
 in_float64 = '''
-import cropnb.pretrain as p
-old, nets = p.normalise, p.Nets
-p.normalise = lambda *a: old(*a).double()
-p.Nets = lambda *a: nets(*a).double()
-p.main()
+import cropnb.pretrain as p, cropnb.views as v
+normalise, globalise = p.normalise, p.globalise
+p.normalise = v.normalise = lambda *a: normalise(*a).double()
+p.globalise = lambda m: globalise(m).double()
+p.train_here()
 '''
 
 def torchrun(processes, *args):
@@ -50,16 +67,29 @@ def torchrun(processes, *args):
     p = subprocess.run(cmd, cwd=root, capture_output=True, text=True, env=env)
     assert p.returncode==0, p.stderr[-2000:]
 
-def test_loss_and_gradients_are_those_of_one_process(tmp_path):
-    script = tmp_path/'step.py'
+@pytest.fixture(scope='module')
+def one_and_two(tmp_path_factory):
+    "A step of every method, by one process and by two"
+    folder = tmp_path_factory.mktemp('steps')
+    script = folder/'step.py'
     script.write_text(step)
-    torchrun(2, script, tmp_path/'two')
-    subprocess.run([sys.executable, script, tmp_path/'one'], cwd=root, check=True)
-    one, two = load_file(tmp_path/'one'), load_file(tmp_path/'two')
-    assert one.pop('world')==1
-    assert two.pop('world')==2
+    torchrun(2, script, folder/'two')
+    subprocess.run([sys.executable, script, folder/'one'], cwd=root, check=True)
+    return load_file(folder/'one'), load_file(folder/'two')
+
+def test_loss_and_gradients_are_those_of_one_process(one_and_two):
+    one,two = one_and_two
+    assert one['world']==1
+    assert two['world']==2
     assert one.keys()==two.keys()
-    for k in one: torch.testing.assert_close(two[k], one[k], rtol=1e-5, atol=1e-8, msg=k)
+    for k in one.keys()-{'world'}:
+        torch.testing.assert_close(two[k], one[k], rtol=1e-5, atol=1e-8, msg=k)
+
+def test_what_is_not_trained_has_no_gradient(one_and_two):
+    "The teacher of `taught`; all else has one"
+    _,two = one_and_two
+    gradients = {k.split()[-1] for k in two if k.startswith('taught: gradient of ')}
+    assert {name.split('.')[0] for name in gradients}=={'encoders', 'projectors'}
 
 def two_epochs(pairs, out, processes, *command):
     "Losses and weights of two epochs with a batch of 64"
@@ -87,7 +117,7 @@ def test_training_through_torchrun(smoke, tmp_path):
     assert abs(want[1]/loss[1]-1)<2e-2
 
 def test_a_batch_that_does_not_divide(monkeypatch):
-    from cropnb import distributed
+    from cropnb.engine import distributed
     monkeypatch.setattr(distributed, 'world', lambda: 3)
     with pytest.raises(ValueError, match='A batch of 64 does not divide among 3'):
         distributed.mine(torch.zeros(64, 2))

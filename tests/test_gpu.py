@@ -1,12 +1,13 @@
 "What is claimed of a GPU. Skipped where there is none; not yet run on one."
 import pytest, torch
-from cropnb.losses import corrupt, losses
-from cropnb.pretrain import Nets, Step, one_epoch
+from test_losses import losses
+from cropnb.methods.contrast import SimCLR
+from cropnb.pretrain import Step, make_optimizer, start_epoch
+from cropnb.views import Bimodal, corrupt
 
 reason = 'no GPU here: what runs on one is not yet measured'
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)
-how = dict(mode='bimodal', corruption=.2, loss='nt_xent', temperature=.07,
-           precision='fp32', batch=64, seed=3)
+seed = 3
 
 class Set:
     "A pre-training set without a file"
@@ -20,15 +21,22 @@ class Set:
         self.norm = [(constant(f, .4), constant(f, .3)) for f in (12, 36)]
     def __len__(self): return len(self.s2)
 
-def trained(device, epochs=2, plain=False, **change):
+def one_epoch(step, epoch):
+    "Mean loss"
+    batches = start_epoch(step, seed, epoch)
+    for rows in batches: step(rows)
+    return step.total.item()/len(batches)
+
+def trained(device, epochs=2, plain=False, precision='fp32'):
     "Losses, weights and the step of a small training"
     torch.manual_seed(0)
-    nets = Nets('bimodal', 32, 2).to(device).train()
-    opt = torch.optim.Adam(nets.parameters(), 1e-3, fused=True, capturable=device=='cuda')
-    step = Step(nets, opt, Set(device), how|change)
+    views = Bimodal(.2)
+    method = SimCLR(views, 32, 2).to(device).train()
+    opt = make_optimizer(method, dict(optimizer='adam', lr=1e-3, weight_decay=0.))
+    step = Step(method, views, opt, Set(device), 64, precision)
     if plain: step.run.first = None
     loss = [one_epoch(step, e) for e in range(epochs)]
-    weights = {k: v.cpu() for k,v in nets.state_dict().items()}
+    weights = {k: v.cpu() for k,v in method.state_dict().items()}
     return loss, weights, step
 
 def test_the_recorder_takes_each_batch_once(record_steps):

@@ -1,10 +1,22 @@
 "The losses against oracles in float64 NumPy, and at the corners"
-import math
+import functools, math
 import numpy as np, pytest, torch
-from cropnb.methods.decorrelate import barlow_twins
 from cropnb.methods.contrast import clip, dcl, nt_xent
-from cropnb.views import corrupt
-from cropnb.claims import losses
+from cropnb.methods.decorrelate import barlow_twins
+from cropnb.methods.table import find_method
+from cropnb.views import Bimodal, corrupt
+
+def barlow_twins_at(z0, z1, temperature):
+    "It has no temperature"
+    return barlow_twins(z0, z1)
+
+# of two views and a temperature
+losses = dict(
+    nt_xent = nt_xent,
+    dcl = dcl,
+    dcl_one_sided = functools.partial(dcl, symmetric=False),
+    clip = clip,
+    barlow_twins = barlow_twins_at)
 
 def views(n=6, d=5, seed=0, dtype=torch.float64):
     "Two random views of `n` pixels"
@@ -79,6 +91,33 @@ def test_chance():
     z = torch.ones(8, 4, dtype=torch.float64)
     assert nt_xent(z, z).item()==pytest.approx(math.log(15))
     assert clip(z, z).item()==pytest.approx(math.log(8))
+
+# ---------------------------------------------------------------- methods
+chosen = [
+    ('simclr', dict(temperature=.5), nt_xent),
+    ('dcl', dict(temperature=.5), dcl),
+    ('dcl', dict(temperature=.5, symmetric=False), dcl),
+    ('clip', dict(temperature=.5), clip),
+    ('barlow_twins', dict(off=.1), barlow_twins)]
+
+@pytest.mark.parametrize('name, options, loss', chosen)
+def test_a_method_gives_its_options_to_its_loss(name, options, loss):
+    "And without options both have the same defaults"
+    a,b = views()
+    def ours(**options): return find_method(name)(Bimodal(), 8, 1, **options).loss(a, b).item()
+    assert ours(**options)==loss(a, b, **options).item()
+    assert ours()==loss(a, b).item()
+    assert ours(**options)!=ours()
+
+@pytest.mark.parametrize('name', ['simclr', 'dcl', 'clip'])
+def test_chance_of_a_method(name):
+    "Its number is the loss of a batch of embeddings that are all the same"
+    method = find_method(name)(Bimodal(), 8, 1)
+    z = torch.ones(16, 8, dtype=torch.float64)
+    assert method.chance(16)==pytest.approx(method.loss(z, z).item())
+
+def test_barlow_twins_has_no_chance():
+    assert find_method('barlow_twins')(Bimodal(), 8, 1).chance(16) is None
 
 # ---------------------------------------------------------------- corruption
 @pytest.fixture(scope='module')

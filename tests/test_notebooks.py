@@ -1,8 +1,9 @@
 "What nbdev_test cannot see: notebooks stay parameterised, typed and in step with the package"
-import json, shutil, subprocess
+import json, re, shutil, subprocess, sys
 import pytest
 from papermill import inspect_notebook
 from conftest import root
+from cropnb.encoder import load_encoder
 
 def hidden(path): return any(part[0] in '_.' for part in path.relative_to(root).parts)
 def name(path): return path.stem
@@ -29,7 +30,7 @@ def test_parameters(path):
     assert len(known)==len(source(cell).strip().splitlines())
     for p in known.values(): assert p['inferred_type_name'] in kinds and p['help'], p
     assert not tagged(path, 'injected-parameters')
-    assert any('check_params(globals()' in source(c) for c in cells(path))
+    assert any(re.search(r'check_params\(\s*globals\(\)', source(c)) for c in cells(path))
 
 @pytest.mark.parametrize('path', nbs, ids=name)
 def test_saved(path):
@@ -57,3 +58,31 @@ def test_in_step(tmp_path):
     subprocess.run(['nbdev_clean'], cwd=tmp_path, check=True)
     new = files(tmp_path)
     assert sorted(path for path in new if new[path]!=old.get(path))==[]
+
+def pretrain(out, *args):
+    "nbs/03_pretrain.ipynb at the smallest profile, through papermill"
+    words = ('nbs/03_pretrain.ipynb', str(out), '-p', 'profile', 'smoke', *args)
+    cmd = [sys.executable, '-m', 'papermill', '--no-progress-bar', *words]
+    return subprocess.run(cmd, cwd=root, capture_output=True, text=True)
+
+@pytest.mark.slow
+def test_a_method_and_its_options_as_parameters(tmp_path, fresh_runs):
+    "They reach the encoder's file; in quotes, because a bare `off` is YAML's word for false"
+    args = ('-p', 'method', 'barlow_twins', '-y', 'options: {"off": 0.01}')
+    done = pretrain(tmp_path/'out.ipynb', *args)
+    assert done.returncode==0, done.stderr[-2000:]
+    made = [load_encoder(f.parent).what for f in fresh_runs.glob('pretrain/*/encoder.safetensors')]
+    chosen = [(what['method'], what['options']) for what in made if what['mode']=='bimodal']
+    assert ('barlow_twins', dict(off=.01)) in chosen
+
+@pytest.mark.slow
+@pytest.mark.parametrize('args, says', [
+    (('-p', 'method', 'byol'), "'', 'simclr', 'dcl', 'clip', 'barlow_twins'"),
+    (('-p', 'method', 'barlow_twins', '-y', 'options: {of: 0.01}'),
+        'BarlowTwins has no option of: it has off=0.005'),
+    (('-y', 'options: {temperature: warm}'), "option temperature='warm' is not of the type")])
+def test_wrong_options_as_parameters(tmp_path, fresh_runs, args, says):
+    "An error that lists the right ones"
+    done = pretrain(tmp_path/'out.ipynb', *args)
+    assert done.returncode!=0
+    assert says in done.stderr

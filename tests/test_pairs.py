@@ -4,7 +4,7 @@ from datetime import datetime, timezone
 import geopandas as gpd, h5py, numpy as np, pytest, rasterio
 from rasterio.transform import from_origin
 from shapely.geometry import box
-from cropnb.data import candidates, make_pairs, one_date, save_npz, window_centre
+from cropnb.prepare.pairs import candidates, make_pairs, one_date, save_npz, window_centre
 from cropnb.sources.denethor import Tile
 from cropnb.twin.scene import _pickled_bbox
 

@@ -7,12 +7,14 @@ import geopandas as gpd, h5py, numpy as np, pandas as pd, pytest, rasterio
 from rasterio.transform import from_origin
 from shapely import points
 from shapely.geometry import Polygon, box
-import cropnb.data as cropnb_data
 from conftest import root
 from cropnb.cli import main
-from cropnb.core import Run, recipe, resolve, result
-from cropnb.data import open_tile, pairs, part_of, series, split
+from cropnb.data import pairs, resolve, series, split
 from cropnb.downstream import training
+from cropnb.engine.recipes import recipe
+from cropnb.engine.records import Run, result
+from cropnb.prepare import seasons
+from cropnb.prepare.fields import open_tile, part_of
 from cropnb.pretrain import encoder, encoders
 from cropnb.sources import breizhcrops
 from cropnb.sources.own import template
@@ -249,7 +251,8 @@ def test_full_disk(fresh_runs):
         (folder/'half').write_text('x')
         raise OSError(errno.ENOSPC, 'No space left on device')
     run = Run('x', {}, make)
-    with pytest.raises(OSError, match='the disk is full; make room') as e:
+    says = r'the disk is full \(No space left on device\): make room'
+    with pytest.raises(OSError, match=says) as e:
         run.get()
     assert e.value.filename
     assert not run.done
@@ -621,12 +624,12 @@ def test_series_go_on_at_the_date_where_they_stopped(twin, tmp_path, fresh_runs,
     whole = files_of(run)
     shutil.rmtree(run.path)
 
-    asked, cloud_of = [], cropnb_data.cloud_of
+    asked, cloud_of = [], seasons.cloud_of
     def killed_at_the_fifth(s2, i, clouds):
         asked.append(i)
         if len(asked)==5: raise KeyboardInterrupt
         return cloud_of(s2, i, clouds)
-    monkeypatch.setattr(cropnb_data, 'cloud_of', killed_at_the_fifth)
+    monkeypatch.setattr(seasons, 'cloud_of', killed_at_the_fifth)
 
     with pytest.raises(KeyboardInterrupt):
         run.get()

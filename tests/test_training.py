@@ -3,17 +3,21 @@ import os, shutil, signal, subprocess, sys
 import numpy as np, pytest
 from safetensors.torch import load_file, safe_open, save_file
 from conftest import root
-from cropnb import pretrain
-from cropnb.core import Run, recipe, resolve, result
-from cropnb.data import own_task, pairs, series
+from cropnb.controls import untrained
+from cropnb.data import pairs, resolve, series
 from cropnb.downstream import training
-from cropnb.pretrain import encoder, encoders, load_encoder
-from cropnb.probes import Collapse
+from cropnb.encoder import load_encoder
+from cropnb.engine.recipes import recipe
+from cropnb.engine.records import Run, result
+from cropnb.measure.probes import Collapse
+from cropnb.methods.contrast import SimCLR
+from cropnb.prepare.seasons import own_task
+from cropnb.pretrain import encoder, encoders
 
 # ---------------------------------------------------------------- processes
 pretraining = '''
-from cropnb.core import recipe, resolve
-from cropnb.data import pairs
+from cropnb.data import pairs, resolve
+from cropnb.engine.recipes import recipe
 from cropnb.pretrain import encoder
 r = recipe('smoke')
 p = pairs(resolve('twin', 'smoke', 0), r, 0)
@@ -169,7 +173,7 @@ def test_supervised_is_the_identity(smoke, seasons):
     e = load_encoder(run.get())
     want = (seasons/1e4-e.mean.numpy())/e.std.numpy()
     np.testing.assert_allclose(e.embed(seasons), want, rtol=1e-4, atol=1e-5)
-    assert result(run)['method']=='supervised'
+    assert result(run)['mode']=='raw'
 
 def test_probes_are_recorded(smoke):
     "Every epoch, numbers only; the untrained control has one row"
@@ -178,7 +182,11 @@ def test_probes_are_recorded(smoke):
     assert len(measured)==2
     assert all(np.isfinite(list(row.values())).all() for row in measured)
     assert measured[0]['retrieval_in_date_chance']>measured[0]['retrieval_chance']
-    assert len(result(encoder(smoke.pairs, r, 0, epochs=0).get())['probes'])==1
+    assert len(result(untrained(smoke.pairs, r, 0).get())['probes'])==1
+
+def test_no_epochs_are_the_untrained_control(smoke):
+    same = (smoke.pairs, smoke.recipe, 0)
+    assert encoder(*same, epochs=0).id==untrained(*same).id
 
 def test_probes_repeat(smoke, runs_with):
     runs = runs_with(smoke.data, smoke.pairs)
@@ -187,13 +195,13 @@ def test_probes_repeat(smoke, runs_with):
     shutil.rmtree(runs/'pretrain')
     assert result(run.get())==first
 
-def to_one_point(a, b, t):
+def to_one_point(self, a, b):
     "A loss that collapses"
     return (a-b).square().mean()+100*a.square().mean()
 
 def test_a_collapse_stops_the_run(smoke, runs_with, monkeypatch):
     runs_with(smoke.pairs)
-    monkeypatch.setitem(pretrain.losses, 'nt_xent', to_one_point)
+    monkeypatch.setattr(SimCLR, 'loss', to_one_point)
     r = recipe('smoke', pretrain_lr=.05, pretrain_epochs=60)
     says = 'embeddings collapsed in epoch'
     with pytest.raises(Collapse, match=says): encoder(smoke.pairs, r, 0, 'bimodal', 0.).get()
@@ -222,5 +230,8 @@ def test_sizes_are_checked(smoke, tmp_path):
     with pytest.raises(ValueError, match=says): load_encoder(bad)
 
 def test_an_unknown_optimizer(smoke):
-    r = recipe('smoke', optimizer='lion')
-    with pytest.raises(ValueError, match='optimizer='): encoder(smoke.pairs, r, 0)
+    "In a recipe, and in a table that never was one"
+    says = "optimizer='lion' is not one of adam, adamw"
+    with pytest.raises(ValueError, match=says): recipe('smoke', optimizer='lion')
+    r = smoke.recipe|dict(optimizer='lion')
+    with pytest.raises(ValueError, match=says): encoder(smoke.pairs, r, 0)

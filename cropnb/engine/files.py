@@ -44,10 +44,14 @@ def aside(
     part = path.with_name(f'{path.name}.tmp{os.getpid()}')
     try:
         yield part
+        os.chmod(part, 0o666 & ~_umask) # some libraries write for the owner alone
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+_umask = os.umask(0)
+os.umask(_umask)
 
 # %% ../../nbs/engine/00_files.ipynb #ead65d4a
 def write_text(

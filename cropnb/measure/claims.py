@@ -348,7 +348,7 @@ def number_of_pairs(
 
 # %% ../../nbs/measure/04_claims.ipynb #5d8666ed
 def _at_scale(
-    record:dict, # From `cropnb.core.records`
+    record:dict, # From `cropnb.engine.records`
     families:list|None, # Of base models; `None`: any
 )->bool: # At the paper's scale on a GPU?
     made, found = record['recipe'], record['result']
