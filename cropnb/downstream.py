@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import save_file
 from torch import nn
 from .base_models import families
-from .encoder import load_encoder
+from .encoder import load_encoder, read_tensors
 from .encoders import ResMLP, n_params
 from .engine.files import aside, runs_dir
 from .engine.graph import Recorded
+from .engine.parameters import check_number
 from .engine.recipes import check_choices, pick
 from .engine.records import Run, result, run_id
 from .engine.seeds import derive
@@ -298,18 +299,38 @@ def load_model(
     if not path.exists():
         why = 'probes, and trainings with keep_model=False, keep no model'
         raise FileNotFoundError(f'{path} is not there: {why}')
-    with safe_open(path, 'pt') as f: what = json.loads(f.metadata()['cropnb'])
+    what, tensors = read_tensors(path, 'model')
+    _check_model(path, what)
     home = Path(encoder or runs_dir()/'pretrain'/what['encoder'])
     if not home.exists():
         say = f"stands on the encoder {what['encoder']}, and {home} is not there"
         raise FileNotFoundError(f'{path} {say}: pass encoder=')
-    tensors, enc = load_file(path), load_encoder(home)
+    enc = load_encoder(home)
     moments = tuple(tensors.pop(k) for k in ('_mean', '_std') if k in tensors)
     own = {k: tensors.pop(f'_own_{k}').numpy() for k in ('mean', 'std') if f'_own_{k}' in tensors}
+    if moments and moments[0].shape!=(enc.dim,): raise ValueError(
+        f'{path} was trained on {len(moments[0])} features, and {home} gives {enc.dim}: '
+        f"pass encoder= with the encoder {what['encoder']}")
     net = build(what, enc.dim, len(what['classes']), home)
-    net.load_state_dict(tensors)
+    try: net.load_state_dict(tensors)
+    except RuntimeError as e:
+        first = str(e).splitlines()[1].strip()
+        raise ValueError(f'{path}: its weights are not those of its metadata and {enc} ({first}): '
+                         f"pass encoder= with the encoder {what['encoder']}") from None
     if not what['frozen']: enc.net = nn.Identity() # the trained one is in the network
     return SeasonModel(net, enc, moments, own, what)
+
+def _check_model(path, what):
+    "Raise `ValueError` for metadata that are not those of a model"
+    kinds = dict(family=str, hyper=dict, seed=int, position=str, frozen=bool, classes=list)
+    bad = [k for k,kind in kinds.items() if not isinstance(what.get(k), kind)]
+    if bad or not isinstance(what.get('encoder'), str):
+        named = ', '.join(bad or ['encoder'])
+        raise ValueError(f'{path} is not a cropnb model: its metadata lack {named}')
+    if what['family'] not in families:
+        known = ', '.join(families)
+        raise ValueError(f"{path}: family={what['family']!r} is not one of {known}")
+    if not what['classes']: raise ValueError(f'{path} names no classes: train it again')
 
 # %% ../nbs/04_downstream.ipynb #1940a4af
 def make_training(
@@ -360,11 +381,13 @@ def training(
 )->Run: # Scores, predictions and the model
     "One cell of the grid as a run; raises `ValueError`"
     check_choices(r)
+    check_number('seed', seed, least=0, whole=True)
+    check_number('config', config, least=0, whole=True)
     known = sets(r['profile'], family, r['n_sets'])
     if config>=len(known):
         has = f"profile {r['profile']} has {len(known)} sets of {family}, from 0"
         raise ValueError(f'config={config}: {has}')
-    if fields<0: raise ValueError(f'fields={fields} is neither a number of fields nor 0 for all')
+    check_number('fields', fields, least=0, whole=True)
     own = dict(
         task=task, family=family, config=config, hyper=known[config],
         run_seed=seed, seed=derive(seed, 'base', task, family, config),

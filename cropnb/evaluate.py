@@ -156,12 +156,34 @@ def _translate(
 def read_scores(
     path, # A CSV that `write_all` wrote, in this or an earlier version
 )->pd.DataFrame: # A score table
-    "A score table from a file"
-    df = pd.read_csv(path, dtype=dict.fromkeys(_texts, str))
+    "A score table from a file; raises `ValueError` where it is none"
+    name = getattr(path, 'name', path)
+    try: df = pd.read_csv(path, dtype=dict.fromkeys(_texts, str))
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
+        raise ValueError(f'{name} is not a score table ({e}): {_write_again}') from e
+    if 'accuracy' not in df or not {'variant', 'method'} & {*df}: raise ValueError(
+        f"{name} is not a score table: its columns are {', '.join(df)[:200]}: {_write_again}")
+    _check_numbers(df, name)
     is_old = 'method' in df and 'variant' not in df
     if is_old: df = _translate(df)
     if 'options' in df: df['options'] = df.options.fillna('')
     return df
+
+_write_again = 'write it with nbs/05_evaluate.ipynb'
+
+def _check_numbers(
+    df:pd.DataFrame, # A score table
+    name='The score table', # For the message
+):
+    "Raise `ValueError` for an accuracy or a corruption that is not a number in 0..1"
+    for column, may_lack in dict(accuracy=False, corruption=True).items():
+        if column not in df: continue
+        numbers = pd.to_numeric(df[column], 'coerce')
+        good = numbers.between(0, 1) | (df[column].isna() & may_lack)
+        if good.all(): continue
+        at = int((~good).to_numpy().argmax())
+        raise ValueError(f'{name}: {column} is {df[column].iloc[at]} in row {at+1}, '
+                         f'not a number in 0..1: {_write_again}')
 
 # %% ../nbs/05_evaluate.ipynb #f33c6e86
 def all_fields(
@@ -199,6 +221,7 @@ def _check(
     "Raise `ValueError` for a missing column, no rows, or two trainings in one place"
     _demand(df, ['task', 'family', by, *match, 'config', 'seed', 'accuracy'])
     if df.empty: raise ValueError(_nothing)
+    _check_numbers(df)
     keys = [k for k in _keys if k in df]
     twice = df[df.duplicated([*keys, by, *match])]
     if twice.empty: return keys

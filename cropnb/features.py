@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from .encoder import Encoder, load_encoder
+from .engine.bands import s2_bands
+from .engine.gate import check_moments, data_set, in_range, open_gate, read_numbers
 from .engine.records import Run
 from .engine.tensors import as_int16
 
@@ -27,26 +29,81 @@ def day_of_year(
     first = d.astype('datetime64[Y]')
     return ((d-first).astype(int)+1).astype('int16')
 
+# %% ../nbs/03_features.ipynb #2810284e
+_again = 'make the series again, with `cropnb.data.series` or nbs/00_data.ipynb'
+_last_day = 65744 # 2150-01-01
+
+def _json_list(h, name, kind, wanted):
+    "An attribute that is a list of one kind as JSON"
+    where = f'{h.filename}: the attribute {name}'
+    if name not in h.attrs: raise ValueError(f'{where} is missing: {_again}')
+    try: found = json.loads(h.attrs[name])
+    except (TypeError, ValueError): found = None
+    if isinstance(found, list) and found and all(isinstance(v, kind) for v in found): return found
+    raise ValueError(f'{where} is {str(h.attrs[name])[:60]!r}, not {wanted} as JSON')
+
+def _classes(h):
+    "Names, in the order of the labels"
+    names = _json_list(h, 'classes', str, 'a list of names')
+    if len(set(names))==len(names): return names
+    raise ValueError(f'{h.filename}: classes names one twice: {names}')
+
+def _prevalence(h, n):
+    "Share of each class, or `None`"
+    if 'prevalence' not in h.attrs: return None
+    found = _json_list(h, 'prevalence', (int, float), 'a list of numbers')
+    if len(found)!=n: raise ValueError(
+        f'{h.filename}: prevalence has {len(found)} numbers for {n} classes')
+    in_range(found, f'{h.filename}: prevalence', 0, np.inf, _again)
+    return found
+
+def _own(h):
+    "Mean and sd of the set's own, where it has them"
+    own = {k: h.attrs[k] for k in ('mean', 'std') if k in h.attrs}
+    if len(own)==1: raise ValueError(
+        f'{h.filename} has the attribute {next(iter(own))} alone: mean and std belong together')
+    if own: check_moments(h.filename, own['mean'], own['std'], s2_bands)
+    return own
+
 # %% ../nbs/03_features.ipynb #8cc4c242
+def _numbers(h, name, shape, least, most, fix=_again, kinds='iu'):
+    "A data set of integers in a range"
+    a = read_numbers(data_set(h, name, shape, kinds))
+    return in_range(a, f'{h.filename}: {name}', least, most, fix)
+
 def _about(
     h:h5py.File, # A part
 )->dict: # mask, day, y, field; classes, source, prevalence or `None`, own normalisation if any
-    a = dict(h.attrs)
+    n, dates, _ = data_set(h, 'time_series', (None, None, len(s2_bands))).shape
+    classes = _classes(h)
+    if 'source' not in h.attrs:
+        raise ValueError(f'{h.filename}: the attribute source is missing: {_again}')
+    days = 'days since 1970-01-01 are wanted'
+    date = _numbers(h, 'date', (n, dates), 0, _last_day, days)
+    number = f'labels go from 1 to the number of classes, {len(classes)}'
+    label = _numbers(h, 'crop_labels', (n, 1), 1, len(classes), number)
     return dict(
-        mask=torch.from_numpy(h['mask'][:]>0),
-        day=torch.from_numpy(day_of_year(h['date'][:])),
-        y=torch.from_numpy(h['crop_labels'][:,0].astype('int64'))-1,
-        field=h['field_id'][:],
-        classes=json.loads(a['classes']),
-        source=a['source'],
-        prevalence=json.loads(a['prevalence']) if 'prevalence' in a else None,
-        own={k: a[k] for k in ('mean', 'std') if k in a})
+        mask=torch.from_numpy(_numbers(h, 'mask', (n, dates), 0, 1, kinds='iub')>0),
+        day=torch.from_numpy(day_of_year(date)),
+        y=torch.from_numpy(label[:,0].astype('int64'))-1,
+        field=_numbers(h, 'field_id', (n,), -1, 2**31-1),
+        classes=classes,
+        source=h.attrs['source'],
+        prevalence=_prevalence(h, len(classes)),
+        own=_own(h))
 
 def read_part(
     path:Path, # train.h5 or val.h5, from `cropnb.data.series`
 )->dict: # x (N,T,12) int16, mask (N,T), day (N,T) of the year, y (N,) from 0, field (N,), ...
     "A part of a task in memory"
-    with h5py.File(path) as h: return dict(x=as_int16(h['time_series'][:]), **_about(h))
+    with open_gate(path, _again) as h:
+        about = _about(h)
+        x = _numbers(h, 'time_series', None, 0, 65535, _wanted)
+        if x.max()<2: raise ValueError(
+            f'{path}: time_series holds nothing above {x.max()}: {_wanted}')
+        return dict(x=as_int16(x), **about)
+
+_wanted = 'integers of reflectance x 10000 are wanted'
 
 # %% ../nbs/03_features.ipynb #c055cb1e
 def moments_of(
@@ -140,11 +197,22 @@ def load_part(
     device:str='cpu', # cpu | cuda
 )->dict: # As `read_part`, with x (N,T,F) fp16, mapped from disk; whole: is nothing masked?
     "A part as a base model sees it"
-    with h5py.File(Path(series)/f'{part}.h5') as h: p = _about(h)
+    with open_gate(Path(series)/f'{part}.h5', _again) as h: p = _about(h)
     p['whole'] = bool(p['mask'].all())
-    p['x'] = torch.from_numpy(np.load(Path(features)/f'{part}.npy', mmap_mode='c'))
+    p['x'] = torch.from_numpy(_mapped(Path(features)/f'{part}.npy', p['mask'].shape))
     for name in ('x', 'mask', 'day', 'y'): p[name] = p[name].to(device)
     return p
+
+def _mapped(path, seasons):
+    "Embeddings on disk, of so many series and dates"
+    fix = 'remove its folder, and it is made again'
+    try:
+        x = np.load(path, mmap_mode='c')
+    except (EOFError, ValueError) as e:
+        raise ValueError(f'{path} is damaged ({e}): {fix}') from e
+    if x.ndim==3 and x.shape[:2]==tuple(seasons) and x.dtype=='float16': return x
+    have = f'{path} holds {x.dtype} {x.shape}'
+    raise ValueError(f'{have}, and the series are {tuple(seasons)}: {fix}')
 
 # %% ../nbs/03_features.ipynb #41a12da7
 def few_fields(

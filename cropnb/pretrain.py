@@ -23,6 +23,7 @@ from .engine.distributed import mine, rank, world
 from .engine.files import aside, progress
 from .engine.graph import Recorded
 from .engine.names import digest, full_name
+from .engine.parameters import check_number
 from .engine.recipes import check_choices, pick, recipe as recipe_of
 from .engine.records import Run, run_id
 from .engine.seeds import derive
@@ -285,6 +286,7 @@ def encoder(
 )->Run: # `encoder.safetensors`
     "Pre-training as a run; raises `ValueError`"
     _check(r, mode, corruption, epochs)
+    check_number('seed', seed, least=0, whole=True)
     epochs = r['pretrain_epochs'] if epochs==-1 else epochs
     if not epochs: return untrained(pairs, r, seed, device)
     method = find_method(r['method'])
@@ -303,8 +305,8 @@ def _check(r, mode, corruption, epochs):
     "Raise `ValueError` for what cannot be trained"
     check_choices(r)
     if mode not in modes: raise ValueError(f"mode={mode!r} is not one of {', '.join(modes)}")
-    if not 0<=corruption<=1: raise ValueError(f'corruption={corruption} is not in 0..1')
-    if epochs<-1: raise ValueError(f'epochs={epochs} is neither a number of epochs nor -1')
+    check_number('corruption', corruption, least=0, most=1)
+    check_number("epochs (-1: the profile's)", epochs, least=-1, whole=True)
 
 # %% ../nbs/03_pretrain.ipynb #afdc6622
 def make_step(

@@ -21,7 +21,8 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits
 from .downstream import training
 from .encoder import load_encoder
-from .engine.recipes import pick
+from .engine.parameters import check_number
+from .engine.recipes import check_choices, pick
 from .engine.records import Run
 from .engine.seeds import derive
 from .features import count_fields, features, few_fields, load_part
@@ -101,6 +102,9 @@ def probing(
     "One probe as a run; raises `ValueError`"
     if family not in probes:
         raise ValueError(f"family={family!r} is not one of {', '.join(probes)}")
+    check_choices(r)
+    check_number('seed', seed, least=0, whole=True)
+    check_number('fields', fields, least=0, whole=True)
     own = dict(
         task=task, family=family, config=0, bins=bins[family], fields=fields,
         run_seed=seed, seed=derive(seed, 'probe', task, family), device=device)

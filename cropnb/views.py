@@ -10,6 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from .engine.bands import ps_bands, s2_bands
+from .engine.gate import check_moments, data_set, in_range, open_gate, read_numbers
 from .engine.tensors import as_int16, normalise
 
 # %% ../nbs/01_views.ipynb #c08bd135
@@ -37,11 +39,12 @@ class Pairs:
         seed:int=0, # Of the two shuffled controls
     ):
         path = Path(path)/'pairs.h5' if Path(path).is_dir() else Path(path)
-        with h5py.File(path) as h:
+        with open_gate(path, _again) as h:
+            s2, ps = _reflectance(h)
             self.stats = _statistics(h, path)
             window = _windows(h, path, pairing, seed)
-            self.s2 = as_int16(h['sentinel2_data'][:]).to(device)
-            self.ps = as_int16(h['planet_data'][:][window]).flatten(1).to(device)
+            self.s2 = as_int16(s2).to(device)
+            self.ps = as_int16(ps[window]).flatten(1).to(device)
             self.source = str(h.attrs.get('source', path))
             self.about = _labels(h) # for the probes alone
         self.norm = [self._norm('s2', 1, device), self._norm('ps', 9, device)]
@@ -53,8 +56,26 @@ class Pairs:
 
     def __len__(self): return len(self.s2)
 
+    def __repr__(self):
+        about = ', '.join(self.about) or 'nothing more'
+        return f'Pairs({len(self):,} of {self.source}, with {about})'
+
 # %% ../nbs/01_views.ipynb #5b403006
 _names = ('s2_mean', 's2_std', 'ps_mean', 'ps_std')
+_again = 'make the pairs again, with `cropnb.data.pairs` or nbs/00_data.ipynb'
+
+def _reflectance(h):
+    "Both sensors' values"
+    s2 = data_set(h, 'sentinel2_data', (None, len(s2_bands)))
+    ps = data_set(h, 'planet_data', (len(s2), len(ps_bands), 9))
+    found = []
+    for d in (s2, ps):
+        where = f'{h.filename}: {d.name[1:]}'
+        a = in_range(read_numbers(d), where, 0, 65535, 'integers of reflectance x 10000 are wanted')
+        if a.max()<2: raise ValueError(
+            f'{where} holds nothing above {a.max()}: integers of reflectance x 10000 are wanted')
+        found.append(a)
+    return found
 
 def _statistics(h, path):
     "Mean and sd of each band, kept beside the pairs"
@@ -62,19 +83,31 @@ def _statistics(h, path):
     if lacking:
         fix = 'run cropnb.data.add_moments on it'
         raise ValueError(f"{path} lacks the statistics {', '.join(lacking)}: {fix}")
+    for sensor, names in dict(s2=s2_bands, ps=ps_bands).items():
+        mean, std = (h.attrs[f'{sensor}_{k}'] for k in ('mean', 'std'))
+        check_moments(f'{path}: {sensor}', mean, std, names)
     return {k: torch.tensor(np.asarray(h.attrs[k]), dtype=torch.float32) for k in _names}
 
 def _labels(h):
     "Date, crop and field of each pair, where they are known"
-    known = [k for k in ('date', 'crop', 'field_id') if k in h]
-    return {k: torch.from_numpy(h[k][:].astype('int64')) for k in known}
+    known = [k for k in _spans if k in h]
+    return {k: torch.from_numpy(_label(h, k).astype('int64')) for k in known}
+
+_last_day = 65744 # 2150-01-01
+_spans = dict(date=(0, _last_day), crop=(0, 255), field_id=(-1, 2**31-1))
+
+def _label(h, name):
+    "One number a pair"
+    a = read_numbers(data_set(h, name, (len(h['sentinel2_data']),)))
+    fix = 'days since 1970-01-01 are wanted' if name=='date' else _again
+    return in_range(a, f'{h.filename}: {name}', *_spans[name], fix)
 
 def _windows(h, path, pairing, seed):
     "Which window goes with which pixel"
     if pairing=='aligned': return slice(None)
     if pairing=='same_date' and 'date' not in h:
         raise ValueError(f"{path} names no dates, so pairing='same_date' is not available")
-    date = h['date'][:] if 'date' in h else np.zeros(len(h['planet_data']))
+    date = _label(h, 'date') if 'date' in h else np.zeros(len(h['planet_data']))
     return partners(date, pairing, seed)
 
 # %% ../nbs/01_views.ipynb #6cc676c8

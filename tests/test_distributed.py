@@ -58,14 +58,15 @@ p.globalise = lambda m: globalise(m).double()
 p.train_here()
 '''
 
-def torchrun(processes, *args):
+def torchrun(processes, *args, **more):
     "torchrun on a port of its own"
     port = 29500+os.getpid()%500
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(processes),
            '--master-port', str(port), *map(str, args)]
-    env = os.environ|dict(OMP_NUM_THREADS='1')
+    env = os.environ|dict(OMP_NUM_THREADS='1')|more
     p = subprocess.run(cmd, cwd=root, capture_output=True, text=True, env=env)
     assert p.returncode==0, p.stderr[-2000:]
+    return p.stdout
 
 @pytest.fixture(scope='module')
 def one_and_two(tmp_path_factory):
@@ -92,9 +93,11 @@ def test_what_is_not_trained_has_no_gradient(one_and_two):
     assert {name.split('.')[0] for name in gradients}=={'encoders', 'projectors'}
 
 def two_epochs(pairs, out, processes, *command):
-    "Losses and weights of two epochs with a batch of 64"
-    changes = ('--profile', 'smoke', '--epochs', '2', 'pretrain_batch=64')
-    torchrun(processes, *command, pairs.get()/'pairs.h5', out, *changes)
+    "Losses and weights of two epochs with a batch of 64, made in a folder of runs of their own"
+    changes = ('--profile', 'smoke', '--epochs', '2', '--device', 'cpu', 'pretrain_batch=64')
+    runs = str(out.with_suffix('.runs'))
+    said = torchrun(processes, *command, pairs.get()/'pairs.h5', out, *changes, CROPNB_RUNS=runs)
+    assert f'{processes} processes on cpu' in said
     loss = json.loads((out/'result.json').read_text())['result']['loss']
     return loss, load_file(out/'encoder.safetensors')
 

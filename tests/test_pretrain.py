@@ -78,6 +78,12 @@ def test_a_cut_epoch_is_gone_on_with(smoke, tmp_path, monkeypatch, method, mode,
     assert resumed[1]==files
     assert same(resumed[2], state)
 
+def test_a_checkpoint_of_another_run_is_refused(smoke, tmp_path):
+    "Another method in the same folder"
+    make(run_of(smoke), tmp_path)
+    with pytest.raises(ValueError, match='checkpoint.pt belongs to another run: delete it'):
+        make(run_of(smoke, method='dcl'), tmp_path)
+
 # ---------------------------------------------------------------- judged steps
 def weights(folder): return load_file(folder/'encoder.safetensors')
 

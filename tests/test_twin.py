@@ -2,10 +2,10 @@
 import ast, os, signal, subprocess, sys, time
 import geopandas as gpd, h5py, numpy as np, pytest, rasterio
 from conftest import root
-from cropnb.data import resolve
+from cropnb.data import pairs, resolve, series
 from cropnb.engine.recipes import recipe
 from cropnb.engine.records import result
-from cropnb.data import open_tile, pairs, series
+from cropnb.prepare.fields import open_tile
 from cropnb.twin.landscape import Day, Land, truth
 from cropnb.twin.scene import scene
 

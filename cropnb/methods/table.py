@@ -8,6 +8,7 @@ __all__ = ['methods', 'find_method', 'options_of', 'check_options']
 # %% ../../nbs/methods/01_table.ipynb #7fa1895f
 import importlib
 import inspect
+from ..engine.parameters import check_number
 
 # %% ../../nbs/methods/01_table.ipynb #a97ebf04
 methods = dict(
@@ -53,3 +54,6 @@ def _check_kind(cls, name, value, default):
     if not number and type(value) is not type(default):
         say = f'is not of the type of its default {default!r}'
         raise ValueError(f'{cls.__name__}: option {name}={value!r} {say}')
+    if not isinstance(default, float): return
+    divides = dict(above=0) if name=='temperature' else {}
+    check_number(f'{cls.__name__}: option {name}', value, **divides)

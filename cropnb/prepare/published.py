@@ -8,6 +8,7 @@ __all__ = ['authors_files', 'find_published', 'adopt_pairs', 'adopt_series']
 # %% ../../nbs/prepare/04_published.ipynb #pu000004
 from pathlib import Path
 import h5py, numpy as np
+from ..engine.gate import data_set, in_range, open_gate, read_numbers
 from ..engine.files import progress
 from .pairs import add_moments, alignment, verdict, write_card
 from .seasons import check_classes, write_series
@@ -30,34 +31,10 @@ def find_published(
         'remove one, or give the folder that holds the right one')
     return found[0] if found else None
 
-# %% ../../nbs/prepare/04_published.ipynb #pu000021
-def _open_h5(
-    path:Path, # An HDF5 file from outside
-)->h5py.File: # Open
-    "Raises `ValueError` naming a file that is truncated or not HDF5"
-    try:
-        return h5py.File(path)
-    except OSError as e:
-        raise ValueError(f'{path} cannot be read as HDF5 ({e}): get it again') from e
-
-def _fits(shape, want): # is every length as wanted? None takes any
-    if len(shape)!=len(want): return False
-    return all(w in (None, n) for n,w in zip(shape, want))
-
-# %% ../../nbs/prepare/04_published.ipynb #pu000024
-def _expect(
-    h:h5py.File, # An open file
-    **shapes, # Data set -> shape, with None where any length will do
-):
-    "Raise `ValueError` naming the file and what is missing or has another shape"
-    for name, want in shapes.items():
-        if name not in h: raise ValueError(
-            f'{h.filename} has no data set {name}: '
-            f"it has {', '.join(h)}")
-        shape = h[name].shape
-        if _fits(shape, want): continue
-        want = str(want).replace('None', 'any')
-        raise ValueError(f'{h.filename}: {name} has shape {shape}, not {want}')
+def _need(root, name): # the same, where it has to be there
+    found = find_published(root, name)
+    if found: return found
+    raise FileNotFoundError(f'{root} has no {name}: get it from Zenodo record 7737587')
 
 # %% ../../nbs/prepare/04_published.ipynb #pu000022
 def _as_dn(
@@ -66,7 +43,7 @@ def _as_dn(
 )->np.ndarray: # uint16 reflectance x 10000
     "Raises `ValueError` for NaN, and for reflectance that was not multiplied by 10000"
     floats = a.dtype.kind=='f' and a.size>0
-    if floats and (np.isnan(a).any() or a.max()<20): raise ValueError(
+    if floats and (a.max()<20 or not np.isfinite(a).all()): raise ValueError(
         f'{where} holds NaN, or reflectances in 0..1: '
         'integers of reflectance x 10000 are wanted')
     return np.clip(a, 0, 65535).astype('uint16')
@@ -82,9 +59,18 @@ def _copy(
     old, where = a[name], f'{a.filename}: {name}'
     new = b.create_dataset(name, old.shape, 'uint16')
     starts = range(0, len(old), step)
+    largest = 0
     for i in progress(starts, f'{name}, {step:,} rows'):
         rows = slice(i, i+step)
-        new[rows] = _as_dn(old[rows], where)
+        new[rows] = block = _as_dn(read_numbers(old, rows), where)
+        largest = max(largest, block.max())
+    _check_largest(largest, where)
+
+def _check_largest(largest, where):
+    "Reflectance in 0..1 that was cast to integers is 0 everywhere"
+    if largest<20: raise ValueError(
+        f'{where} holds nothing above {largest}: '
+        'integers of reflectance x 10000 are wanted')
 
 # %% ../../nbs/prepare/04_published.ipynb #pu000033
 def adopt_pairs(
@@ -95,11 +81,10 @@ def adopt_pairs(
 )->dict: # source, pairs, alignment
     "The published pairs as a pair file; it says in plain words whether they are aligned"
     file = folder/'pairs.h5'
-    theirs = find_published(data, authors_files['pairs'])
-    with _open_h5(theirs) as a, h5py.File(file, 'w') as b:
-        _expect(a, sentinel2_data=(None, 12))
-        n = len(a['sentinel2_data'])
-        _expect(a, planet_data=(n, 4, 9))
+    theirs = _need(data, authors_files['pairs'])
+    with open_gate(theirs) as a, h5py.File(file, 'w') as b:
+        n = len(data_set(a, 'sentinel2_data', (None, 12), 'iuf'))
+        data_set(a, 'planet_data', (n, 4, 9), 'iuf')
         _copy(a, b, 'sentinel2_data', step)
         _copy(a, b, 'planet_data', step)
     add_moments(file, recipe['source'])
@@ -112,16 +97,31 @@ def adopt_pairs(
     write_card(file, recipe, level='L2A', licence=licence, **about)
     return about
 
+# %% ../../nbs/prepare/04_published.ipynb #afdeb2b9
+def _whole_labels(
+    label:np.ndarray, # (n,) as published
+    where:str, # For the message
+)->np.ndarray: # int, 1..9
+    "Raises `ValueError` for NaN, a fraction, and a number that is no crop"
+    fix = 'labels are whole numbers, 1 for Wheat to 9 for Forage Crops'
+    in_range(label, where, 1, len(crops), fix)
+    whole = label.astype(int)
+    if (whole==label).all(): return whole
+    raise ValueError(f'{where} holds {label[whole!=label][0]}: {fix}')
+
 # %% ../../nbs/prepare/04_published.ipynb #pu000041
 def _read_series(
     path:Path, # A published file of series
 )->dict: # As for `write_series`: no dates, no fields
-    with _open_h5(path) as h:
-        _expect(h, time_series=(None, None, 12), crop_labels=(None, 1))
-        x = h['time_series'][:]
-        label = h['crop_labels'][:,0].astype(int)
+    with open_gate(path) as h:
+        x = read_numbers(data_set(h, 'time_series', (None, None, 12), 'iuf'))
+        label = read_numbers(data_set(h, 'crop_labels', (len(x), 1), 'iuf'))[:,0]
+    label = _whole_labels(label, f'{path}: crop_labels')
+    values = _as_dn(x, f'{path}: time_series')
+    _check_largest(values.max(), f'{path}: time_series')
+    print(f'{path.name}: {len(x):,} seasons of {x.shape[1]} dates', flush=True)
     return dict(
-        time_series=_as_dn(x, path.name),
+        time_series=values,
         mask=x.any(2),
         date=np.zeros(x.shape[:2]),
         label=label,
@@ -141,7 +141,7 @@ def adopt_series(
     counts = {}
     names = authors_files[recipe['task']]
     for part, name in zip(('train', 'val'), names):
-        s = _read_series(find_published(data, name))
+        s = _read_series(_need(data, name))
         counts[part] = write_series(folder/f'{part}.h5', s, **about)
     check_classes(counts, crops, dict(train=0, val=0), data)
     return counts

@@ -8,14 +8,16 @@ __all__ = ['texture_factors', 'Crowd', 'draw_places', 'beyond', 'ground_s2', 'gr
            'write_published']
 
 # %% ../../nbs/twin/06_sample.ipynb #2b77e143
-import contextlib, functools, json, math
+import contextlib, functools, json, math, tempfile
 from itertools import product
 from pathlib import Path
 import h5py, numpy as np, torch
 from scipy.ndimage import convolve1d
 from scipy.special import ndtr
 from ..engine.seeds import derive
-from ..engine.files import progress
+from ..engine.files import locked, progress
+from ..engine.names import digest
+from ..engine.parameters import check_number
 from .landscape import blend, centres, defaults, marks, places, textures
 from .optics import field_table, look, shipped
 from .phenology import draw_fields, regions, states
@@ -448,6 +450,20 @@ def _write_pretraining(folder, pairs, seed, changes):
     crowd = Crowd(fields, derive(seed, 'pairs'), weather=seed, **changes)
     _write_pairs(path, crowd, pairs)
 
+# %% ../../nbs/twin/06_sample.ipynb #4035ce5a
+_least = dict(pairs=144, train=10, per_field=1, parcels=0, seed=0)
+
+@contextlib.contextmanager
+def _alone(folder):
+    "Hold the folder; raises `ValueError` where another process of this machine holds it"
+    mark = Path(tempfile.gettempdir())/f'cropnb-twin-{digest(str(folder.resolve()))}.lock'
+    held = contextlib.ExitStack()
+    try: held.enter_context(locked(mark, wait=False))
+    except BlockingIOError: raise ValueError(
+        f'{folder} is being written by another `cropnb twin`: '
+        'wait until it is done, or take another folder') from None
+    with held: yield
+
 # %% ../../nbs/twin/06_sample.ipynb #5b197384
 def _write_brittany(folder, parcels, seed, changes):
     "Parcels of task 3"
@@ -467,12 +483,13 @@ def write_published(
     **changes, # Of `Crowd`
 )->list: # The files
     "Pre-training pairs and series of all tasks, validation from other fields; keeps what is there"
-    if pairs<144 or train<10: raise ValueError(f'pairs={pairs}, train={train}: at least 144 and 10')
+    what = dict(pairs=pairs, train=train, per_field=per_field, parcels=parcels, seed=seed)
+    for name,least in _least.items(): check_number(name, what[name], least=least, whole=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    what = dict(pairs=pairs, train=train, per_field=per_field, parcels=parcels, seed=seed)
-    _same_settings(folder, what|dict(code=shipped, **changes))
-    _write_pretraining(folder, pairs, seed, changes)
-    _write_tasks(folder, train, per_field, seed, changes)
-    _write_brittany(folder, parcels, seed, changes)
+    with _alone(folder):
+        _same_settings(folder, what|dict(code=shipped, **changes))
+        _write_pretraining(folder, pairs, seed, changes)
+        _write_tasks(folder, train, per_field, seed, changes)
+        _write_brittany(folder, parcels, seed, changes)
     return sorted(f for f in folder.rglob('*') if f.is_file())
