@@ -600,6 +600,9 @@ def bad_byte(d):
 
 breizh = [
     Case('breizhcrops', lambda d: mapping(d).unlink(), r'no classmapping.csv'),
+    Case('breizhcrops', lambda d: shutil.copytree(d/'2018', d/'2018/again') and shutil.copy(
+        mapping(d), d/'2018/again'), r'several folders hold BreizhCrops .*name one'),
+    Case('breizhcrops', text_of(index, 'csv/8.csv', ''), r'frh01.csv: path is missing in a row'),
     Case('breizhcrops', blunt(mapping), r'classmapping.csv cannot be read as CSV.*get it again'),
     Case('breizhcrops', blunt(mapping, b'<html>'), r'classmapping.csv has no column code'),
     Case('breizhcrops', blunt(mapping, b'id,code\n1,BTH\n2,BTH\n'), r'code BTH appears twice'),

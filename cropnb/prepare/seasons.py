@@ -50,7 +50,7 @@ def _plain(value): # As an attribute of HDF5
     names = isinstance(value, (list, tuple))
     return json.dumps(value) if names else value
 
-# %% ../../nbs/prepare/02_seasons.ipynb #37c06b43
+# %% ../../nbs/prepare/02_seasons.ipynb #89979ff2
 def _check_shapes(s, where):
     "Raise `ValueError` for an array that is missing, or does not fit the series"
     missing = [k for k in ('time_series', 'mask', 'date', 'label', 'field_id') if k not in s]
@@ -58,11 +58,14 @@ def _check_shapes(s, where):
     x = np.shape(s['time_series'])
     if len(x)!=3 or x[2]!=12: raise ValueError(
         f'{where}: time_series has shape {x}, not (N, T, 12): name all bands but B10')
-    dims = dict(mask=x[:2], date=x[:2], cloud=x[:2], label=x[:1], field_id=x[:1])
+    dims = dict.fromkeys(('mask', 'date', 'cloud'), x[:2])
+    dims |= dict.fromkeys(('label', 'field_id'), x[:1])
+    series = f'{x[0]} series of {x[1]} dates'
     for name, want in dims.items():
         got = np.shape(s[name]) if name in s else want
         if got!=want: raise ValueError(
-            f'{where}: {name} has shape {got}, and {x[0]} series of {x[1]} dates need {want}')
+            f'{where}: {name} has shape {got}, and {series} need {want}: '
+            'make both from one table')
 
 def _check_values(x, mask, where):
     "Raise `ValueError` for series of text, with gaps, or of reflectances in 0..1"
@@ -80,7 +83,8 @@ def _check_dates(date, mask, where):
         f"{where}: date holds {date.dtype}, not days: .astype('datetime64[D]').astype(int)")
     date = whole_numbers(date, 0, 65535, f'{where}: date')
     if not date.any(): return                        # not known: published files name none
-    in_order = np.sort(np.where(mask, date, -1-np.arange(date.shape[1])), 1)
+    unlike = -1-np.arange(date.shape[1])             # stands for a day that is masked
+    in_order = np.sort(np.where(mask, date, unlike), 1)
     twice = (np.diff(in_order, axis=1)==0).any(1)
     if twice.any(): raise ValueError(
         f'{where}: series {np.flatnonzero(twice)[0]} has two images of one day: keep one')

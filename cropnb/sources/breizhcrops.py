@@ -41,7 +41,11 @@ def find(
 )->Path: # That folder
     "The folder with `classmapping.csv`; raises `FileNotFoundError`"
     found = sorted(glob(os.path.join(root, '**', 'classmapping.csv'), recursive=True))
-    if found: return Path(found[0]).parent
+    places = {Path(f).resolve(): Path(f).parent for f in reversed(found)}
+    if len(places)==1: return Path(found[0]).parent
+    if places:
+        both = ', '.join(sorted(map(str, places.values())))
+        raise ValueError(f'{root}: several folders hold BreizhCrops ({both}): name one of them')
     raise FileNotFoundError(f"{root}: no classmapping.csv, so no BreizhCrops below it: "
                             "task 3 needs BreizhCrops' folder there")
 
@@ -89,6 +93,8 @@ def _read_index(path):
     df = _read_csv(path, ['id', 'CODE_CULTU', 'path', 'sequencelength'])
     whole_numbers(df.id, 0, largest_id, f'{path}: id')
     whole_numbers(df.sequencelength, 0, largest_id, f'{path}: sequencelength')
+    if not all(isinstance(name, str) for name in df.path):
+        raise ValueError(f'{path}: path is missing in a row: get it again')
     twice = df.id[df.id.duplicated()]
     if len(twice):
         raise ValueError(f'{path}: id {twice.iloc[0]} appears twice: get it again')

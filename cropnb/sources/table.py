@@ -32,10 +32,11 @@ def _check_range(values, bands):
     odd = (values<-2000) | (values>=65535)
     if odd.any():
         row,col = np.argwhere(odd)[0]
-        raise ValueError(f'Column {bands[col]} holds {values[row,col]:g} in row {row}, which is no '
+        value = f'{values[row,col]:g} in row {row}'
+        raise ValueError(f'Column {bands[col]} holds {value}, which is no '
                          'reflectance x 10000: put NaN where a value is missing')
 
-# %% ../../nbs/sources/02_table.ipynb #e1d5ad7a
+# %% ../../nbs/sources/02_table.ipynb #203cc7f3
 def _check_kinds(df, column):
     "Raise `ValueError` for a column of text and numbers together"
     kinds = {str if isinstance(v, str) else float for v in df[column].dropna().unique()}
