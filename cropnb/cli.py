@@ -12,6 +12,7 @@ import numpy as np
 from rasterio.transform import array_bounds
 from .prepare.fields import apportion, cloud_of, field_raster, fractions, open_tile
 from .prepare.pairs import match_days
+from .engine.records import verify
 from .sources import breizhcrops
 from .engine.bands import ps_bands, s2_bands
 from .sources.gates import flat_bands
@@ -169,14 +170,14 @@ def _days(text):
     raise argparse.ArgumentTypeError(f'{days} is below 0')
 
 def _parser()->argparse.ArgumentParser: # Of the command line
-    "The four commands and their options"
+    "The five commands and their options"
     parser = argparse.ArgumentParser(
         prog='cropnb', description='Small helpers around the notebooks')
     commands = parser.add_subparsers(dest='cmd', required=True)
 
-    def command(name, help):
+    def command(name, help, **folder):
         sub = commands.add_parser(name, help=help)
-        sub.add_argument('folder')
+        sub.add_argument('folder', **folder)
         return sub.add_argument
 
     add = command('check', 'say what is understood of a data folder')
@@ -190,6 +191,7 @@ def _parser()->argparse.ArgumentParser: # Of the command line
     add('--seed', type=int, default=0)
 
     command('template', 'write a commented scene.toml')
+    command('verify', 'find damaged records in a folder of runs', nargs='?')
 
     add = command('breizhcrops', 'download BreizhCrops for task 3')
     add('--year', type=int, default=2018, choices=(2017, 2018))
@@ -210,6 +212,7 @@ def _do(
 )->list: # Lines to print
     "Carry out a command"
     if a.cmd=='twin': return _twin(a)
+    if a.cmd=='verify': return verify(a.folder) or ['every record is whole']
     if a.cmd=='template':
         return [f'{write_template(a.folder)}: fill it in, then `cropnb check {a.folder}`']
     if a.cmd=='breizhcrops':

@@ -7,7 +7,6 @@ __all__ = ['modes', 'partners', 'Pairs', 'corrupt', 'Views', 'Unimodal', 'Bimoda
 
 # %% ../nbs/01_views.ipynb #42872c83
 from pathlib import Path
-import h5py
 import numpy as np
 import torch
 from .engine.bands import ps_bands, s2_bands
