@@ -112,8 +112,10 @@ def as_now(
     if 'mode' in what: return what
     mode = dict(supervised='raw').get(what['method'], what['method'])
     if mode in ('raw', 'untrained'): return what | dict(mode=mode, method=None, options={})
-    loss = what.get('recipe', {}).get('loss', 'nt_xent')
-    method,options = _was_loss[loss]
+    recipe = what.get('recipe', {})
+    method,options = _was_loss[recipe.get('loss', 'nt_xent')]
+    temperature = recipe.get('temperature', .07)
+    if temperature!=.07: options = options|dict(temperature=temperature)
     return what | dict(mode=mode, method=method, options=options)
 
 # %% ../nbs/02_encoder_file.ipynb #159f352c

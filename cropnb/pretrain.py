@@ -9,6 +9,7 @@ __all__ = ['optimizers', 'variants', 'make_optimizer', 'Step', 'start_epoch', 's
 # %% ../nbs/03_pretrain.ipynb #28299d60
 import argparse
 import functools
+import json
 import math
 import os
 import shutil
@@ -171,6 +172,7 @@ class Trainer:
     def run(self)->dict: # at, loss and probes of each epoch, judged
         "Every epoch; raises `Collapse`, `FloatingPointError`, `ValueError` (foreign checkpoint)"
         per_epoch = len(self.step.pairs)//self.step.batch
+        self._check_judged(per_epoch*self.r['epochs'])
         first = self._resume(per_epoch)
         for epoch in range(first, self.r['epochs']):
             rows = start_epoch(self.step, self.r['seed'], epoch)
@@ -179,6 +181,11 @@ class Trainer:
             self._one_epoch(rows, epoch, behind)
         self.step.close()
         return self.state
+
+    def _check_judged(self, total):
+        "Raise `ValueError` for a step that will not come"
+        never = [at for at in self.r['judge'] if not 0<at<=total]
+        if never: raise ValueError(f'judge={never}: this training has the steps 1 to {total}')
 
     def _resume(self, per_epoch):
         "The epoch to go on with"
@@ -372,7 +379,13 @@ def changed(
 )->dict: # The values in the types of the recipe's
     "One-key differences from a command line"
     split = [w.partition('=') for w in words]
-    return {key: type(base.get(key, ''))(value) for key,_,value in split}
+    return {key: _like(base.get(key, ''), value) for key,_,value in split}
+
+def _like(old, text):
+    "In the type of the value that it replaces"
+    if isinstance(old, bool): return json.loads(text.lower())
+    if isinstance(old, dict): return json.loads(text)
+    return type(old)(text)
 
 def train_here(
     argv:list|None=None, # Words of the command line

@@ -98,7 +98,7 @@ chosen = [
     ('dcl', dict(temperature=.5), dcl),
     ('dcl', dict(temperature=.5, symmetric=False), dcl),
     ('clip', dict(temperature=.5), clip),
-    ('barlow_twins', dict(off=.1), barlow_twins)]
+    ('barlow_twins', dict(weight=.1), barlow_twins)]
 
 @pytest.mark.parametrize('name, options, loss', chosen)
 def test_a_method_gives_its_options_to_its_loss(name, options, loss):

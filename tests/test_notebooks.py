@@ -67,19 +67,19 @@ def pretrain(out, *args):
 
 @pytest.mark.slow
 def test_a_method_and_its_options_as_parameters(tmp_path, fresh_runs):
-    "They reach the encoder's file; in quotes, because a bare `off` is YAML's word for false"
-    args = ('-p', 'method', 'barlow_twins', '-y', 'options: {"off": 0.01}')
+    "They reach the encoder's file"
+    args = ('-p', 'method', 'barlow_twins', '-y', 'options: {weight: 0.01}')
     done = pretrain(tmp_path/'out.ipynb', *args)
     assert done.returncode==0, done.stderr[-2000:]
     made = [load_encoder(f.parent).what for f in fresh_runs.glob('pretrain/*/encoder.safetensors')]
     chosen = [(what['method'], what['options']) for what in made if what['mode']=='bimodal']
-    assert ('barlow_twins', dict(off=.01)) in chosen
+    assert ('barlow_twins', dict(weight=.01)) in chosen
 
 @pytest.mark.slow
 @pytest.mark.parametrize('args, says', [
     (('-p', 'method', 'byol'), "'', 'simclr', 'dcl', 'clip', 'barlow_twins'"),
     (('-p', 'method', 'barlow_twins', '-y', 'options: {of: 0.01}'),
-        'BarlowTwins has no option of: it has off=0.005'),
+        'BarlowTwins has no option of: it has weight=0.005'),
     (('-y', 'options: {temperature: warm}'), "option temperature='warm' is not of the type")])
 def test_wrong_options_as_parameters(tmp_path, fresh_runs, args, says):
     "An error that lists the right ones"

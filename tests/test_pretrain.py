@@ -188,8 +188,8 @@ def test_options_are_recorded_where_they_differ(smoke):
     assert one_sided['loss']!=plain['loss']
 
 def test_wrong_options_are_named(smoke):
-    says = 'DCL has no option off: it has temperature=0.07, symmetric=True'
-    with pytest.raises(ValueError, match=says): run_of(smoke, method='dcl', options=dict(off=1.))
+    says = 'DCL has no option weight: it has temperature=0.07, symmetric=True'
+    with pytest.raises(ValueError, match=says): run_of(smoke, method='dcl', options=dict(weight=1.))
     says = 'option symmetric=1 is not of the type of its default True'
     wrong = dict(symmetric=1)
     with pytest.raises(ValueError, match=says): run_of(smoke, method='dcl', options=wrong)

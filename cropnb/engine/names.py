@@ -170,11 +170,14 @@ def full_name(
     f, # A function, a class, or a `functools.partial` of one
 )->str: # Its module and name, and what a partial changes
     "What a function is called"
-    if not isinstance(f, functools.partial): return f'{f.__module__}.{f.__qualname__}'
-    changes = [f'{key}={_shown(value)}' for key,value in sorted(f.keywords.items())]
-    return f"{full_name(f.func)}({', '.join(changes)})"
+    if not isinstance(f, functools.partial):
+        if hasattr(f, '__qualname__'): return f'{f.__module__}.{f.__qualname__}'
+        raise TypeError(f'{f!r} has no name of its own: pass a function or a class')
+    given = [_shown(value) for value in f.args]
+    given += [f'{key}={_shown(value)}' for key,value in sorted(f.keywords.items())]
+    return f"{full_name(f.func)}({', '.join(given)})"
 
-def _shown(value): return full_name(value) if callable(value) else value
+def _shown(value): return full_name(value) if callable(value) else f'{value}'
 
 # %% ../../nbs/engine/04_names.ipynb #3e472263
 def parts(
@@ -182,7 +185,8 @@ def parts(
 )->list: # The plain functions and classes in it
     "A function and its replacements"
     if not isinstance(f, functools.partial): return [f]
-    replaced = [part for v in f.keywords.values() if callable(v) for part in parts(v)]
+    given = [*f.args, *f.keywords.values()]
+    replaced = [part for v in given if callable(v) for part in parts(v)]
     return [*parts(f.func), *replaced]
 
 def code_of(

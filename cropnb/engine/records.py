@@ -115,7 +115,9 @@ def run_id(
 )->str: # Its id: of a path inside a record, that record's; else the data's fingerprint
     "One name for an input, wherever it came from"
     if hasattr(o, 'id'): return o.id
-    record = Path(o)/'result.json'
+    path = Path(o)
+    folder = path.parent if path.is_file() else path
+    record = folder/'result.json'
     return json.loads(record.read_text())['id'] if record.exists() else fingerprint(o)
 
 def result(

@@ -13,14 +13,14 @@ from .base import Method, at_least_fp32, check_batches
 def barlow_twins(
     z0:torch.Tensor, # (N, D) embeddings of one view
     z1:torch.Tensor, # (N, D) embeddings of the other
-    off:float=5e-3, # Weight of the off-diagonal terms, lambda
+    weight:float=5e-3, # Weight of the off-diagonal terms, lambda
 )->torch.Tensor: # Scalar
     "Redundancy reduction (Zbontar et al. 2021, equation 1)"
     check_batches(z0, z1)
     a,b = (_standard(at_least_fp32(z)) for z in (z0, z1))
     c = a.T@b/len(a)
     d = c.diagonal()
-    return (1-d).square().sum()+off*(c.square().sum()-d.square().sum())
+    return (1-d).square().sum()+weight*(c.square().sum()-d.square().sum())
 
 def _standard(z): return (z-z.mean(0))/(z.std(0, unbiased=False)+1e-12)
 
@@ -28,9 +28,9 @@ def _standard(z): return (z-z.mean(0))/(z.std(0, unbiased=False)+1e-12)
 class BarlowTwins(Method):
     "Redundancy reduction (Zbontar et al. 2021)"
     def __init__(self, views, dim=256, blocks=4, dropout=0.,
-        off:float=5e-3, # Weight of the off-diagonal terms, lambda
+        weight:float=5e-3, # Weight of the off-diagonal terms, lambda
     ):
         super().__init__(views, dim, blocks, dropout)
-        self.off = off
+        self.weight = weight
 
-    def loss(self, z0, z1): return barlow_twins(z0, z1, self.off)
+    def loss(self, z0, z1): return barlow_twins(z0, z1, self.weight)
