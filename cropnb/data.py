@@ -169,7 +169,11 @@ def series(
     if task not in (1, 2, 3): raise ValueError(f'task={task!r} is not one of 1, 2, 3')
     if task==3: return _parcels(data, r, seed)
     files = [data.authors_file(name) for name in authors_files[task]]
-    if not all(files): return _pixels(task, data, r, seed)
+    if not any(files): return _pixels(task, data, r, seed)
+    if not all(files): raise FileNotFoundError(
+        f'{data.path} has one of the two published files of task {task}, '
+        f'not {authors_files[task][files.index(None)]}: get it from Zenodo, or remove the other '
+        'one, and the tile is used')
     own = dict(source=data.name, task=task, fields_named=False)
     only = Folder(data.path, files)
     return Run('series', own, adopt_series, data=only)

@@ -18,6 +18,7 @@ from .engine.bands import s2_bands as bands
 from .engine.files import aside
 from .engine.gate import check_moments
 from .engine.parameters import check_number
+from .engine.records import make_again
 from .engine.tensors import normalise
 
 # %% ../nbs/02_encoder_file.ipynb #bac40aff
@@ -129,7 +130,7 @@ def read_tensors(
         with safe_open(path, 'pt') as f: meta = (f.metadata() or {}).get('cropnb')
         tensors = load_file(path)
     except SafetensorError as e:
-        fix = 'copy it again, or make it again'
+        fix = make_again(path, 'copy it again, or make it again')
         raise ValueError(f'{path} is damaged or not safetensors ({e}): {fix}') from e
     if not meta: raise ValueError(f'{path} is not a cropnb {kind}: it has no cropnb metadata')
     try:

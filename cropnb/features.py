@@ -8,7 +8,7 @@ __all__ = ['day_of_year', 'read_part', 'moments_of', 'standardise', 'allocate', 
 
 # %% ../nbs/03_features.ipynb #1de8dcbd
 import json
-import os
+import math
 from pathlib import Path
 import h5py
 import numpy as np
@@ -17,7 +17,8 @@ from torch import nn
 from .encoder import Encoder, load_encoder
 from .engine.bands import s2_bands
 from .engine.gate import check_moments, data_set, in_range, open_gate, read_numbers
-from .engine.records import Run
+from .engine.files import check_room, reserve
+from .engine.records import Run, make_again
 from .engine.tensors import as_int16
 
 # %% ../nbs/03_features.ipynb #88bba101
@@ -136,10 +137,9 @@ def allocate(
     shape:tuple, # Of the array
 )->np.memmap: # fp16, of zeros
     "An array on disk whose room is taken at once: a full disk is an error now, not a crash later"
+    check_room(path.parent, 2*math.prod(shape))
     x = np.lib.format.open_memmap(path, 'w+', 'float16', shape)
-    if hasattr(os, 'posix_fallocate'):
-        size = path.stat().st_size
-        with open(path, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, size)
+    reserve(path)
     return x
 
 def embed_part(
@@ -205,7 +205,7 @@ def load_part(
 
 def _mapped(path, seasons):
     "Embeddings on disk, of so many series and dates"
-    fix = 'remove its folder, and it is made again'
+    fix = make_again(path, 'make it again')
     try:
         x = np.load(path, mmap_mode='c')
     except (EOFError, ValueError) as e:

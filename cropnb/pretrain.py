@@ -9,11 +9,13 @@ __all__ = ['optimizers', 'variants', 'make_optimizer', 'Step', 'start_epoch', 's
 # %% ../nbs/03_pretrain.ipynb #28299d60
 import argparse
 import functools
+import io
 import json
 import math
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 import torch
 from .controls import raw, untrained
@@ -21,7 +23,7 @@ from .encoder import save_encoder
 from .encoders import n_params
 from .engine.distributed import add_gradients, gather, globalise, joined
 from .engine.distributed import mine, rank, world
-from .engine.files import aside, progress
+from .engine.files import aside, kept, progress
 from .engine.graph import Recorded
 from .engine.names import digest, full_name
 from .engine.parameters import check_number
@@ -117,15 +119,16 @@ def save_state(
     generators = dict(views=step.g.get_state(), default=torch.get_rng_state())
     if step.device.type=='cuda': generators['cuda'] = torch.cuda.get_rng_state()
     networks = dict(method=step.method.state_dict(), opt=step.opt.state_dict())
-    with aside(path) as part:
-        torch.save(dict(networks, total=step.total, generators=generators, **more), part)
+    state = io.BytesIO() # torch does not say that the disk is full, Python does
+    torch.save(dict(networks, total=step.total, generators=generators, **more), state)
+    with aside(path) as part: part.write_bytes(state.getbuffer())
 
 def load_state(
     path:Path, # Checkpoint
     step:Step, # Set as it was
 )->dict: # What else was saved
     "Go on from a checkpoint"
-    s = torch.load(path, weights_only=True, map_location='cpu')
+    s = _read_state(path)
     step.method.load_state_dict(s.pop('method'))
     step.opt.load_state_dict(s.pop('opt'))
     step.total.copy_(s.pop('total'))
@@ -134,6 +137,12 @@ def load_state(
     torch.set_rng_state(generators['default'])
     if step.device.type=='cuda': torch.cuda.set_rng_state(generators['cuda'])
     return s
+
+def _read_state(path):
+    "Raises an error of some kind for a file that is cut or damaged"
+    with zipfile.ZipFile(path) as z: bad = z.testzip() # torch does not look at its check sums
+    if bad: raise ValueError(f'the check sum of {bad} is wrong')
+    return torch.load(path, weights_only=True, map_location='cpu')
 
 # %% ../nbs/03_pretrain.ipynb #0bc30d20
 @torch.no_grad()
@@ -189,7 +198,7 @@ class Trainer:
 
     def _resume(self, per_epoch):
         "The epoch to go on with"
-        if not self.checkpoint.exists(): return 0
+        if kept(self.checkpoint, _read_state) is None: return 0
         found = load_state(self.checkpoint, self.step)
         if found['name']!=self.state['name']:
             fix = 'delete it, or train in another folder'

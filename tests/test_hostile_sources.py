@@ -5,17 +5,22 @@ instead. All inputs are made here, small, and the good one of each kind is read 
 import functools, http.client, http.server, io, json, pickle, shutil, tarfile, threading, zipfile
 from collections import namedtuple
 from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 import geopandas as gpd, h5py, numpy as np, pandas as pd, pytest, rasterio
+from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from shapely.geometry import Point, Polygon
 from cropnb.cli import main
+from cropnb.data import OnDisk, series
 from cropnb.prepare.fields import field_raster, open_tile, part_of
 from cropnb.prepare.pairs import match_days
-from cropnb.prepare.seasons import own_task, write_series
-from cropnb.sources import breizhcrops
+from cropnb.prepare.published import authors_files
+from cropnb.prepare.seasons import own_task, pixel_series, write_series
+from cropnb.sources import breizhcrops, gates
 from cropnb.sources.gates import day_of
 from cropnb.sources.table import series_from_table
+from cropnb.twin.sample import write_published
 from test_pairs import write_ps, write_scene
 from test_pairs import north as tile_north, west as tile_west
 from test_sources import edit_toml, find_one, make_stack, own_scene, truncate
@@ -179,6 +184,31 @@ utc = datetime(2018, 5, 1, 1, tzinfo=timezone.utc)
 one_band_low = np.full((1, 30, 30, 12), 700, 'int32')
 one_band_low[0,3,3,2] = -1
 
+def as_vrt(d):
+    "A virtual raster in the place of a day"
+    path = sr(d)
+    path.rename(d/'elsewhere.tif')
+    copy(d/'elsewhere.tif', path, driver='VRT')
+
+def sidecar(inside, which=sr):
+    "What a viewer, or someone, left beside an image"
+    def go(d):
+        Path(f'{which(d)}.aux.xml').write_text(f'<PAMDataset>{inside}</PAMDataset>')
+    return go
+
+def world_file(d):
+    "An image that says where it lies in another file"
+    day(np.uint16(9), transform=None)(d)
+    sr(d).with_suffix('.tfw').write_text('3\n0\n0\n-3\n400000\n5700000\n')
+
+def mask_file(d):
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(sr(d), 'r+') as f:
+        f.write_mask(np.zeros((100, 100), bool))
+
+def overviews(d):
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(sr(d), 'r+') as f:
+        f.build_overviews([2])
+
 tiles = [
     Case('tile', day(reflectance), r'sr.tif holds float32.*multiply reflectances by 10000'),
     Case('tile', day(signed), r'sr.tif holds negative values, such as -9999: declare'),
@@ -232,6 +262,17 @@ tiles = [
     Case('tile', corner(_crs='1'), r"bbox.pkl: coordinate system 'EPSG:1' is not known"),
     Case('tile', corner(_crs='4326'), r'bbox.pkl is in degrees'),
     Case('tile', lambda d: shutil.rmtree(d), r'd is not a folder: name the one'),
+    Case('tile', as_vrt, r'sr.tif is only a reference to other files \(VRT\): gdal_translate'),
+    Case('tile', sidecar('<PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand>'),
+        r'sr.tif depends on the file sr.tif.aux.xml beside it: gdal_translate'),
+    Case('tile', sidecar('<GeoTransform>0, 3, 0, 0, 0, -3</GeoTransform>'), r'sr.tif depends on'),
+    Case('tile', sidecar('<Metadata><MDI key="TIFFTAG_DATETIME">x</MDI></Metadata>', second),
+        r'sr.tif depends on the file sr.tif.aux.xml'),
+    Case('tile', world_file, r'sr.tif depends on the file sr.tfw beside it'),
+    Case('tile', mask_file, r'sr.tif depends on the file sr.tif.msk beside it'),
+    accepted('tile', sidecar('<PAMRasterBand band="1"><Metadata><MDI key="STATISTICS_MEAN">1</MDI>'
+        '</Metadata></PAMRasterBand>'), 'statistics that a viewer left change nothing'),
+    accepted('tile', overviews, 'overviews are not read'),
     accepted('tile', day(signed, nodata=-9999), 'a declared missing value becomes 0'),
     accepted('tile', day(filled, nodata=65535), 'likewise'),
     accepted('tile', day(np.int32(700)), 'integers of any width fit, and come out as uint16'),
@@ -332,6 +373,12 @@ def cloud(value, dtype='uint8'):
 flipped = from_origin(600_000, 5_400_000, 10, -10)
 one = 's2/T32_20210410.tif'
 
+def own_vrt(name):
+    def go(d):
+        (d/name).rename(d/'elsewhere.tif')
+        copy(d/'elsewhere.tif', d/name, driver='VRT')
+    return go
+
 scenes = [
     Case('scene', toml('scale = 10000 ', 'scale = 0 '), r'scene.toml \[sentinel2\]: scale = 0 has'),
     Case('scene', toml('scale = 10000 ', 'scale = -1 '), r'scale = -1 has to be above 0'),
@@ -365,6 +412,9 @@ scenes = [
         r'20210615.tif cannot be rea'),
     Case('scene', blunt(lambda d: d/'clouds/cld_20210615.tif'), r'cld_20210615.tif cannot be read'),
     Case('scene', lambda d: (d/'clouds/cld_20210615.tif').unlink(), r'no image of 2021-06-15'),
+    Case('scene', own_vrt('s2/T32_20210615.tif'), r'0615.tif is only a reference to other files'),
+    Case('scene', own_vrt('ps/20210820_ps.tif'), r'20210820_ps.tif is only a reference'),
+    Case('scene', own_vrt('clouds/cld_20210615.tif'), r'cld_20210615.tif is only a reference'),
     Case('scene', cloud(200), r'cld_20210410.tif holds 200, not cloud .*correct cloud_max'),
     Case('scene', cloud(-5, 'int16'), r'cld_20210410.tif holds -5'),
     Case('scene', cloud(np.nan, 'float32'), r'cld_20210410.tif holds nan'),
@@ -574,6 +624,35 @@ def h5(change):
 def instead(value):
     return h5(lambda h, a: h.create_dataset('csv/7.csv', data=value(a)))
 
+def other_h5(d):
+    "A copy of the region, to be linked to"
+    shutil.copy(region(d), region(d).with_name('other.h5'))
+
+def elsewhere(d):
+    other_h5(d)
+    h5(lambda h, a: h.__setitem__('csv/7.csv', h5py.ExternalLink('other.h5', 'csv/7.csv')))(d)
+
+def linked_group(d):
+    "The group that the parcels are in"
+    other_h5(d)
+    with h5py.File(region(d), 'w') as h: h['csv'] = h5py.ExternalLink('other.h5', 'csv')
+
+def virtual_parcel(d):
+    def change(h, a):
+        layout = h5py.VirtualLayout(a.shape, a.dtype)
+        layout[...] = h5py.VirtualSource('other.h5', 'csv/7.csv', a.shape)
+        h.create_virtual_dataset('csv/7.csv', layout)
+    other_h5(d)
+    h5(change)(d)
+
+def raw_parcel(d):
+    beside = d/'7.bin'
+    def change(h, a):
+        beside.write_bytes(a.tobytes())
+        where = [(str(beside), 0, a.nbytes)]
+        h.create_dataset('csv/7.csv', a.shape, a.dtype, external=where)
+    h5(change)(d)
+
 def text_of(path, old, new):
     return lambda d: path(d).write_text(path(d).read_text().replace(old, new))
 
@@ -630,6 +709,13 @@ breizh = [
     Case('breizhcrops', h5(lambda h, a: h.create_group('csv/7.csv')), r'csv/7.csv is a group'),
     Case('breizhcrops', h5(lambda h, a: h.__setitem__('csv/7.csv', h5py.SoftLink('/no'))),
         r'lacks the parcel csv/7.csv'),
+    Case('breizhcrops', elsewhere, r'csv/7.csv is a link to other.h5: copy its data into this'),
+    Case('breizhcrops', linked_group, r'csv/7.csv is a link to other.h5'),
+    Case('breizhcrops', virtual_parcel, r'csv/7.csv keeps its numbers in other files: copy'),
+    Case('breizhcrops', raw_parcel, r'csv/7.csv keeps its numbers in other files'),
+    Case('breizhcrops', instead(lambda a: a/[*[1]*16, 1e3]),
+        r'csv/7.csv: doa 1.52e\+15 to .* is not nanoseconds since 1970 .micro-'),
+    Case('breizhcrops', instead(lambda a: a/[*[1]*16, 1e6]), r'csv/7.csv: doa .* not nanoseconds'),
     Case('breizhcrops', cut_zip, r'frh01.zip cannot be read.*get it again'),
     Case('breizhcrops', bad_byte, r'frh01.zip.*cannot be read.*get it again'),
     Case('breizhcrops', in_zip(b'B11', b'BXX'), r'csv/7.csv has no column B11'),
@@ -719,6 +805,39 @@ def test_days_of_mixed_type_read_the_same_alone_and_after_others(good, tmp_path,
 def test_time_zones_shift_no_day():
     for text in ('2018-03-01', '20180301', '2018-03-01T23:59Z', '2018-03-01T00:00:00+00:00'):
         assert day_of(text, 'f')==np.datetime64('2018-03-01')
+
+def test_one_of_two_published_files(smoke, tmp_path):
+    "The tile beside it is not taken instead, without a word"
+    train,val = authors_files[1]
+    (tmp_path/train).write_bytes(b'x')
+    with pytest.raises(FileNotFoundError, match=f'one of the two .*not {val}: get it from Zenodo'):
+        series(1, OnDisk(tmp_path), smoke.recipe, 0)
+
+def test_no_pixel_of_a_part(smoke, tmp_path):
+    tile = open_tile(smoke.data.get())
+    with pytest.raises(ValueError, match='labels.geojson: no pixel of the 1 fields of a part'):
+        pixel_series(tile, [2**31-1], 5, 0, tmp_path/'x')
+
+wrong_crowds = [
+    (dict(cloud=1), r'Crowd has no option cloud: it has side=280.0, dates=144'),
+    (dict(dx=3.), r'Crowd has no option dx'),
+    (dict(clouds='many'), r"option clouds='many' is not in 0..1.5"),
+    (dict(dates=0), r'option dates=0 is not a whole number in 1..363'),
+    (dict(spread=float('nan')), r'option spread=nan is not in'),
+    (dict(ps='Raw'), r"option ps='Raw' is not one of fusion, raw"),
+    (dict(region='bavaria'), r"option region='bavaria' is not one of")]
+
+@pytest.mark.parametrize('changes,says', wrong_crowds, ids=[next(iter(c)) for c,_ in wrong_crowds])
+def test_options_of_a_crowd(tmp_path, changes, says):
+    with pytest.raises(ValueError, match=says): write_published(tmp_path/'d', **changes)
+    assert not (tmp_path/'d').exists()
+
+def test_what_was_accepted(good):
+    "Lines for `cropnb check`: one for all files that are alike"
+    d = good('tile')
+    lines = gates.accepted([sr(d), second(d), bands(d)])
+    assert lines[0].startswith('2 of 4 bands of uint16, 0 is missing, such as sr.tif')
+    assert lines[1].startswith('1 of 12 bands of uint16')
 
 def test_a_missing_date_is_paired_with_nothing():
     days = np.array(['2018-03-01', 'NaT'], 'datetime64[D]')
@@ -832,7 +951,9 @@ downloads = [
     Get('a.csv', 9, plain(), why='a host that knows no ranges begins anew'),
     Get('a.csv', 9, polite(), why='the rest of the same file'),
     Get('a.csv', 9, polite(tag='"2"'), why='a file that changed comes whole'),
-    Get('a.csv', size, polite(), why='416: ours may be whole, or not; it comes again'),
+    Get('a.csv', size, polite(), why='416: ours is as long as the file, and is kept'),
+    Get('a.csv', size, plain(status=416), r'a.csv: the host answers 416'),
+    Get('a.zip', len(page), polite(page), r'a.zip: what came is not a .zip file'),
     Get('a.csv', size+50, polite(), why='416: ours is longer than the file, so it comes again'),
     Get('a.zip', 0, polite(a_zip()), why='a whole archive')]
 
@@ -855,6 +976,25 @@ def test_downloads(url, tmp_path, case):
         breizhcrops.download(f'{url}/{case.name}', path, chunk=50)
         assert path.read_bytes() in (body, a_zip())
         assert [f.name for f in tmp_path.iterdir()]==[case.name]
+
+def test_a_part_that_is_whole_is_not_fetched_again(url, tmp_path):
+    "One question, answered by 416 and the size; of another version or size it comes again"
+    for had,tag,asks in ((body, '"1"', 1), (body, '"2"', 2), (body+b'x', '"1"', 2)):
+        (tmp_path/'a.csv.part').write_bytes(had)
+        (tmp_path/'a.csv.part.json').write_text('{"mark": "\\"1\\""}')
+        Host.asked, Host.answer = [], staticmethod(only_416(tag))
+        breizhcrops.download(f'{url}/a.csv', tmp_path/'a.csv')
+        assert (tmp_path/'a.csv').read_bytes()==body
+        assert len(Host.asked)==asks
+        (tmp_path/'a.csv').unlink()
+
+def only_416(tag):
+    "A host that looks at the range alone"
+    def go(asked):
+        status,headers,content = polite(tag=tag)(dict(asked)|{'If-Range': None} if asked['Range']
+                                                 else {'Range': None, 'If-Range': None})
+        return status, headers|{'ETag': tag}, content
+    return go
 
 def test_a_part_of_unknown_origin_is_not_continued(url, tmp_path):
     "A .part without the mark of its file: an earlier release left those"

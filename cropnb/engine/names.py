@@ -7,6 +7,7 @@ __all__ = ['left_out', 'digest', 'skeleton', 'closure', 'full_name', 'parts', 'c
 
 # %% ../../nbs/engine/04_names.ipynb #defb80c6
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -226,8 +227,9 @@ def known_hash(
     kept = runs_dir()/'.hashes'/which
     if kept.exists() and len(text := kept.read_text())==64: return text
     found = hash_file(path)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_text(kept, found)
+    with contextlib.suppress(OSError): # a full or read-only disk: hashed again the next time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, found)
     return found
 
 # %% ../../nbs/engine/04_names.ipynb #d02230c0

@@ -7,10 +7,11 @@ __all__ = ['window_centre', 'take_windows', 'match_days', 'candidates', 'one_dat
            'alignment', 'verdict', 'write_card', 'count_classes', 'make_pairs']
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000004
-import functools, json, os
+import functools, json
 from pathlib import Path
 import h5py, numpy as np
-from ..engine.files import progress, write_json
+from ..engine.files import aside, kept, progress, write_json
+from ..engine.gate import load_npz, new_h5
 from .fields import cloud_limit, cloud_of, crop_of, field_raster
 from .fields import open_tile, part_of, provenance
 from ..engine.bands import ps_bands, s2_bands
@@ -172,9 +173,8 @@ def save_npz(
     **arrays, # What
 ):
     "Written aside, then renamed"
-    tmp = path.with_suffix('.tmp')
-    with open(tmp, 'wb') as f: np.savez(f, **arrays)
-    os.replace(tmp, path)
+    with aside(path) as part:
+        with open(part, 'wb') as f: np.savez(f, **arrays)
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000042
 def _columns(
@@ -192,7 +192,8 @@ def merge(
     counts = np.array([len(np.load(f)['row']) for f in shards])
     passed = sum(int(np.load(f)['passed'][0]) for f in shards)
     ends = np.cumsum(counts)
-    with h5py.File(path, 'w') as h:
+    size = sum(f.stat().st_size for f in shards)
+    with new_h5(path, size) as h:
         for name, a in _columns(shards[0]):
             shape = (ends[-1], *a.shape[1:])
             h.create_dataset(name, shape, a.dtype)
@@ -214,7 +215,7 @@ def _all_dates(
     todo = {i: tmp/f'{i:04d}.npz' for i,day in enumerate(days) if day is not None}
     image = None
     for i, shard in progress(todo.items(), 'pairs, date'):
-        if shard.exists(): continue
+        if kept(shard, load_npz): continue
         image = ps.read(ps.dates[days[i]], image)    # one array: half a gigabyte at full size
         cloud = cloud_of(s2, i, clouds)
         rng = np.random.default_rng([recipe['seed'], i])

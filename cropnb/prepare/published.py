@@ -8,7 +8,7 @@ __all__ = ['authors_files', 'find_published', 'adopt_pairs', 'adopt_series']
 # %% ../../nbs/prepare/04_published.ipynb #pu000004
 from pathlib import Path
 import h5py, numpy as np
-from ..engine.gate import data_set, in_range, open_gate, read_numbers
+from ..engine.gate import data_set, in_range, new_h5, open_gate, read_numbers
 from ..engine.files import progress
 from .pairs import add_moments, alignment, verdict, write_card
 from .seasons import check_classes, write_series
@@ -82,9 +82,10 @@ def adopt_pairs(
     "The published pairs as a pair file; it says in plain words whether they are aligned"
     file = folder/'pairs.h5'
     theirs = _need(data, authors_files['pairs'])
-    with open_gate(theirs) as a, h5py.File(file, 'w') as b:
+    with open_gate(theirs) as a:
         n = len(data_set(a, 'sentinel2_data', (None, 12), 'iuf'))
         data_set(a, 'planet_data', (n, 4, 9), 'iuf')
+    with open_gate(theirs) as a, new_h5(file, 96*n) as b:
         _copy(a, b, 'sentinel2_data', step)
         _copy(a, b, 'planet_data', step)
     add_moments(file, recipe['source'])

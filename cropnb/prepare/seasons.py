@@ -8,9 +8,10 @@ __all__ = ['choose', 'check_series', 'write_series', 'check_classes', 'pixel_ser
 # %% ../../nbs/prepare/02_seasons.ipynb #ps000004
 import json
 from pathlib import Path
-import h5py, numpy as np
+import numpy as np
 from ..engine.seeds import derive
-from ..engine.files import progress
+from ..engine.files import kept, progress
+from ..engine.gate import load_npz, new_h5
 from .fields import cloud_limit, cloud_of, crop_of, field_raster, open_tile
 from .fields import part_of, prevalence, provenance, split_fields
 from .pairs import moments, save_npz, write_card
@@ -128,9 +129,10 @@ def write_series(
         col=np.full(len(label), -1))
     arrays |= s
     arrays['crop_labels'] = label[:,None]
-    with h5py.File(path, 'w') as h:
-        for name, kind in _types.items():
-            h[name] = _fit(arrays[name], kind)
+    fitted = {name: _fit(arrays[name], kind) for name,kind in _types.items()}
+    size = sum(a.nbytes for a in fitted.values())
+    with new_h5(path, size) as h:
+        for name, a in fitted.items(): h[name] = a
         for name, value in attrs.items():
             h.attrs[name] = _plain(value)
     return _class_counts(label, np.asarray(s['field_id']))
@@ -167,7 +169,7 @@ def _year_at(
     for i in progress(range(len(s2.dates)), 'series, date'):
         shard = tmp.with_name(f'{tmp.name}-{i:04d}.npz')
         shards.append(shard)
-        if shard.exists(): continue
+        if kept(shard, load_npz): continue
         values = s2[i][row, col]
         cloud = cloud_of(s2, i, clouds)[row, col]
         save_npz(shard, x=values, cloud=cloud)
@@ -217,6 +219,9 @@ def pixel_series(
         seen = year['mask'].any(1)
         parts.append(_take(year | here, seen))
         for c in lack: lack[c] -= (parts[-1]['label']==c).sum()
+    if not parts: raise ValueError(
+        f'{tile.labels}: no pixel of the {len(fields)} fields of a part lies in the Sentinel-2 '
+        f'image (buffer {buffer} m): add fields, take a smaller buffer, or another seed')
     series = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     dates = s2.dates.astype(int)
     series['date'] = np.tile(dates, (len(series['label']), 1))

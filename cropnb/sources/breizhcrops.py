@@ -11,7 +11,8 @@ import json, os, re, shutil, tarfile, urllib.error, urllib.request, zipfile, zli
 from glob import glob
 from pathlib import Path
 import h5py, numpy as np, pandas as pd
-from ..engine.files import progress
+from ..engine.files import named_disk_errors, progress
+from ..engine.gate import check_inside
 from .gates import largest_id, whole_numbers
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #fcfa3a46
@@ -174,11 +175,12 @@ def _check_parcel(
     if a[:,:13].min()<0 or a[:,:13].max()>=65535:
         raise ValueError(f'{where} holds values below 0 or from 65535 on, which are no '
                          'reflectance x 10000: get the file again')
-    if not 864e11<=a[:,16].max()<4.1e18:     # the day after 1970 began, 2099
-        raise ValueError(f'{where}: doa {a[:,16].max():g} is not nanoseconds since 1970: '
-                         'get the file again')
     if a[:,:13].max()<=2:
         raise ValueError(f'{where} holds reflectances in 0..1, not x 10000: get the file again')
+    first,last = a[:,16].min(),a[:,16].max()
+    if not 1.42e18<=first<=last<4.1e18:      # 2015, when Sentinel-2 was launched, and 2099
+        raise ValueError(f'{where}: doa {first:g} to {last:g} is not nanoseconds since 1970 '
+                         '(micro- or milliseconds?): get the file again')
 
 # %% ../../nbs/sources/01_breizhcrops.ipynb #62d15c07
 class _Region:
@@ -210,6 +212,7 @@ class _Region:
     def _find(self, path):
         try:
             if self.order is None:
+                check_inside(self.file, path)
                 return self.file[path]
             return self.members[Path(path).stem]
         except KeyError:
@@ -297,7 +300,7 @@ def _ask(
     url:str, # Where from
     had:int, # Bytes that are here already
     mark:str, # The host's mark of the file that they belong to, '' if it gave none
-): # The host's answer from there on; `None` where the host cannot go on from there
+): # The host's answer from there on; one of status 416 where there is nothing from there on
     headers = {'Range': f'bytes={had}-'} if had else {}
     if had and mark: headers['If-Range'] = mark            # a changed file comes whole
     request = urllib.request.Request(url, headers=headers)
@@ -305,7 +308,7 @@ def _ask(
         return urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as e:
         e.close()
-        if e.code==416 and had: return None
+        if e.code==416 and had: return e
         raise OSError(f'{url}: the host answers {e.code} {e.reason}: '
                       'check the address, or try again later') from e
 
@@ -399,11 +402,17 @@ def _had(part):
 def _remove(part):
     for file in (part, _mark_file(part)): file.unlink(missing_ok=True)
 
+def _is_all(answer, had, mark):
+    "Does a host that has nothing more to send have as many bytes, of the same version?"
+    same = mark in ('', _mark_of(answer)) or not _mark_of(answer)
+    return same and answer.headers['Content-Range']==f'bytes */{had}'
+
 def _fetch(url, part, chunk):
     "Bring what is missing; where the host cannot go on, begin anew"
     had,mark = _had(part)
     answer = _ask(url, had, mark)
-    if answer is None:                       # ours is as long as the host's, or longer
+    if answer.status==416:                   # ours is as long as the host's, or longer
+        if _is_all(answer, had, mark): return
         had = 0
         answer = _ask(url, had, '')
     with answer:
@@ -458,9 +467,10 @@ def get(
 )->list: # Files
     "Index, mapping and series; HDF5 archives are unpacked and their size checked"
     names = remote(year, regions)
-    paths = [download(f'{base}/{name}', Path(folder)/name) for name in names]
     official = base.startswith('https')
-    for path in paths:
-        if path.name.endswith('.tar.gz'):
-            _unpack(path, check_size=official)
+    with named_disk_errors(Path(folder), 'take a folder on another disk'):
+        paths = [download(f'{base}/{name}', Path(folder)/name) for name in names]
+        for path in paths:
+            if path.name.endswith('.tar.gz'):
+                _unpack(path, check_size=official)
     return paths

@@ -16,7 +16,8 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.features import rasterize
 from rasterio.transform import from_bounds
 from ..engine.bands import crops
-from .gates import as_reflectance, check_bounds, check_once, check_reflectance_type
+from .gates import as_reflectance, check_bounds, check_driver, check_once
+from .gates import check_reflectance_type
 from .gates import check_upright, day_of, days_of, largest_id, whole_numbers
 
 # %% ../../nbs/sources/00_denethor.ipynb #7c1f4a7e
@@ -260,10 +261,12 @@ def _planet_days(
 def grid_of(
     f, # An open rasterio data set
 )->tuple: # Affine transform, (rows, columns), and coordinate system as text or `None`
-    "What two images must share for their pixels to lie on each other"
+    "What two images must share; raises `ValueError` for one that depends on other files"
+    check_driver(f)
     return f.transform, f.shape, f.crs.to_string() if f.crs else None
 
 def _check_planet(f, path, grid):
+    check_driver(f)
     if f.count!=4:
         raise ValueError(f'{path} has {f.count} bands, not 4 (blue, green, red, NIR)')
     for dtype in f.dtypes: check_reflectance_type(dtype, path)

@@ -11,17 +11,18 @@ __all__ = ['texture_factors', 'Crowd', 'draw_places', 'beyond', 'ground_s2', 'gr
 import contextlib, functools, json, math, tempfile
 from itertools import product
 from pathlib import Path
-import h5py, numpy as np, torch
+import numpy as np, torch
 from scipy.ndimage import convolve1d
 from scipy.special import ndtr
 from ..engine.seeds import derive
-from ..engine.files import locked, progress
+from ..engine.files import locked, named_disk_errors, progress, write_text
+from ..engine.gate import new_h5
 from ..engine.names import digest
 from ..engine.parameters import check_number
 from .landscape import blend, centres, defaults, marks, places, textures
 from .optics import field_table, look, shipped
 from .phenology import draw_fields, regions, states
-from .scene import write_breizhcrops
+from .scene import limits, write_breizhcrops
 from .sensors import Noise, air, cloud_state, moisture, resolutions, s2_days
 from .sensors import see_ps, see_s2, sun_zenith, to_int
 
@@ -380,18 +381,10 @@ def sample_series(
         clear[:,i] = day['kind'].cpu().numpy()==0
     return dict(x=x, clear=clear, crop=crowd.crop[field.numpy()], field=field.numpy())
 
-# %% ../../nbs/twin/06_sample.ipynb #f5d8d7e5
-@contextlib.contextmanager
-def _aside(path):
-    "An HDF5 file that gets its name when it is whole"
-    part = path.with_suffix('.part')
-    with h5py.File(part, 'w') as h: yield h
-    part.rename(path)
-
 # %% ../../nbs/twin/06_sample.ipynb #dc4b9eee
 def _write_pairs(path, crowd, n):
     "Date by date: one date is in memory"
-    with _aside(path) as h:
+    with new_h5(path, 96*n) as h:
         s2 = h.create_dataset('sentinel2_data', (n, 12), 'uint16')
         ps = h.create_dataset('planet_data', (n, 4, 9), 'uint16')
         dates = progress(range(len(crowd.days)), 'pairs, date')
@@ -406,7 +399,7 @@ def _write_pairs(path, crowd, n):
 # %% ../../nbs/twin/06_sample.ipynb #43d1d6c5
 def _write_series(path, crowd, per_field):
     d = sample_series(crowd, per_field)
-    with _aside(path) as h:
+    with new_h5(path, d['x'].nbytes) as h:
         h['time_series'] = d['x']
         h['crop_labels'] = d['crop'][:,None]
 
@@ -417,10 +410,11 @@ def _same_settings(folder, what):
             "Written by cropnb's simulator. Nothing in this folder was measured.\n"
             f'{json.dumps(what, sort_keys=True)}\n')
     mark = folder/'SIMULATED.txt'
-    if mark.exists() and mark.read_text()!=text:
-        other = mark.read_text().splitlines()[-1]
+    old = mark.read_text() if mark.exists() else ''
+    if old and old!=text:
+        other = old.splitlines()[-1]
         raise ValueError(f'{folder} holds files of other settings: {other}; take another folder')
-    mark.write_text(text)
+    write_text(mark, text)
 
 # %% ../../nbs/twin/06_sample.ipynb #5b81d2de
 def _crowd_of(part, seed, kind, n, per_field, changes):
@@ -452,6 +446,23 @@ def _write_pretraining(folder, pairs, seed, changes):
 
 # %% ../../nbs/twin/06_sample.ipynb #4035ce5a
 _least = dict(pairs=144, train=10, per_field=1, parcels=0, seed=0)
+_of_crowd = dict(side=280., dates=144, region='')|_dials
+
+def _check_changes(changes):
+    "Raise `ValueError` for what `Crowd` does not take, or takes in another type"
+    unknown = sorted(changes.keys()-_of_crowd)
+    if unknown:
+        has = ', '.join(f'{k}={v}' for k,v in _of_crowd.items())
+        raise ValueError(f"Crowd has no option {', '.join(unknown)}: it has {has}")
+    for name,value in changes.items(): _check_change(name, value, _of_crowd[name])
+
+def _check_change(name, value, default):
+    what, (least, most) = f'Crowd: option {name}', limits.get(name, (1, 10_000))
+    if not isinstance(default, str):
+        check_number(what, value, least=least, most=most, whole=name=='dates')
+    known = ('fusion', 'raw') if name=='ps' else ('', *regions.index)
+    if isinstance(default, str) and value not in known:
+        raise ValueError(f"{what}={value!r} is not one of {', '.join(known)}")
 
 @contextlib.contextmanager
 def _alone(folder):
@@ -485,9 +496,10 @@ def write_published(
     "Pre-training pairs and series of all tasks, validation from other fields; keeps what is there"
     what = dict(pairs=pairs, train=train, per_field=per_field, parcels=parcels, seed=seed)
     for name,least in _least.items(): check_number(name, what[name], least=least, whole=True)
+    _check_changes(changes)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with named_disk_errors(folder, 'take a folder on another disk'), _alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         _same_settings(folder, what|dict(code=shipped, **changes))
         _write_pretraining(folder, pairs, seed, changes)
         _write_tasks(folder, train, per_field, seed, changes)

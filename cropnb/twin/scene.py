@@ -7,7 +7,7 @@ __all__ = ['scenes', 'block', 'settings', 'limits', 'write_tile', 'toa', 'write_
            'TwinScene', 'scene']
 
 # %% ../../nbs/twin/05_scene.ipynb #4b51e9a6
-import contextlib, os, pickle, sys, types
+import contextlib, math, os, pickle, sys, types
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from functools import partial
@@ -18,7 +18,8 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 from ..engine.records import Folder, Run
 from ..engine.seeds import derive
-from ..engine.files import progress
+from ..engine.files import aside, check_room, kept, progress, reserve
+from ..engine.gate import h5_spare, new_h5
 from .landscape import Day, Land, centres, clouds_at, defaults, ground_at
 from .landscape import halo, window_ps, window_s2
 from .optics import reflectance, shipped
@@ -65,10 +66,20 @@ def _array(
     path:Path, # .npy
     dtype:str, # Of its values
     shape:tuple, # Of the array
-)->np.memmap: # The array that is on disk, or zeros
-    "Opened again where a killed run left it"
-    if path.exists(): return np.lib.format.open_memmap(path, 'r+')
-    return np.lib.format.open_memmap(path, 'w+', dtype, shape)
+)->tuple: # The array that is on disk, or zeros; was it there, and whole?
+    "Opened again where a killed run left it; its room is taken now"
+    there = kept(path, partial(_check_array, dtype=dtype, shape=shape))
+    if not there:
+        check_room(path.parent, np.dtype(dtype).itemsize*math.prod(shape))
+        np.lib.format.open_memmap(path, 'w+', dtype, shape)
+    reserve(path)
+    return np.lib.format.open_memmap(path, 'r+'), bool(there)
+
+def _check_array(path, dtype, shape):
+    "Raise `ValueError` for a file that is cut: mapped to be written, it would be filled up with 0"
+    a = np.load(path, mmap_mode='r')
+    if a.shape==shape and a.dtype==dtype: return True
+    raise ValueError(f'it holds {a.dtype} {a.shape}, not {dtype} {shape}')
 
 # %% ../../nbs/twin/05_scene.ipynb #63a4fae5
 class _Files:
@@ -86,8 +97,9 @@ class _Files:
         (s2/'bbox.pkl').write_bytes(_pickled_bbox(self._bounds()))
         side = land.r['extent']//10
         shape = len(days), side, side
-        self.bands = _array(s2/'bands.npy', 'uint16', (*shape, 12))
-        self.clp = _array(s2/'clp.npy', 'uint8', (*shape, 1))
+        self.bands,had_bands = _array(s2/'bands.npy', 'uint16', (*shape, 12))
+        self.clp,had_clp = _array(s2/'clp.npy', 'uint8', (*shape, 1))
+        self.new = not (had_bands and had_clp) # then marks of earlier dates are void
 
     def _at(self, what, end=''):
         "DENETHOR's archives repeat their name one level down"
@@ -99,6 +111,7 @@ class _Files:
         labels = self._at('labels')
         labels.mkdir(parents=True, exist_ok=True)
         fields = self.land.gdf.to_crs('EPSG:25833')
+        check_room(labels, 4000*len(fields)+h5_spare)
         fields.to_file(labels/'labels.geojson', driver='GeoJSON')
 
     def _bounds(self): # west, south, east, north
@@ -193,15 +206,15 @@ def _blocks(see, extent, pool):
 def _tif(path, land):
     "PlanetScope's GeoTIFF, open to write to"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
     side = land.r['extent']//3
+    check_room(path.parent, 8*side**2)
     place = land.place
     how = dict(driver='GTiff', count=4, height=side, width=side)
     if side%400==0: # tiled as the twin's blocks
         how |= dict(tiled=True, blockxsize=400, blockysize=400)
     how['transform'] = from_origin(place['west'], place['north'], 3, 3)
-    with rasterio.open(part, 'w', dtype='uint16', crs='EPSG:32633', **how) as f: yield f
-    part.rename(path)
+    how |= dict(dtype='uint16', crs='EPSG:32633')
+    with aside(path) as part, rasterio.open(part, 'w', **how) as f: yield f
 
 # %% ../../nbs/twin/05_scene.ipynb #44bbd43b
 def _see(land, d, i, planet):
@@ -264,6 +277,8 @@ def write_tile(
     days,todo = _dates(land, land.r['daily'])
     files = _Files(folder, land, days)
     tmp.mkdir(parents=True, exist_ok=True)
+    if files.new:
+        for mark in tmp.glob(f'{land.part}-*'): mark.unlink()
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for d,(i,planet) in progress(todo.items(), f'{land.part} tile, date'):
             done = tmp/f'{land.part}-{d:%Y-%m-%d}'
@@ -385,7 +400,8 @@ def write_breizhcrops(
     crop = rng.permutation(np.repeat(np.arange(6), r['parcels']))
     damp = moisture(regions.loc['brittany'].wet, rng)
     index = []
-    with h5py.File(level/'frh01.h5', 'w') as h:
+    size = 17*8*(r['dates']+6)*len(crop)+2000*len(crop) # with HDF5's own of each parcel
+    with new_h5(level/'frh01.h5', size) as h:
         for start in range(0, len(crop), 4000): # 4000 in memory
             some = crop[start:start+4000]
             index += _write_parcels(h, start, some, r, damp)
