@@ -89,7 +89,7 @@ def sample(folder, dates):
     tile = open_tile(folder)
     recipe = dict(pairs_per_date=pairs_per_date, clouds='all', seed=0)
     rows = candidates(tile, part_of(folder, 'pretrain'))
-    days = match_days(tile.s2.dates[:dates], tile.ps.dates)
+    days = match_days(tile.first.dates[:dates], tile.second.dates)
     with tempfile.TemporaryDirectory(dir=folder) as shards:
         start = time.perf_counter()
         _all_dates(Path(shards), recipe, tile, rows, days)

@@ -12,36 +12,53 @@ from torch import nn
 from .encoder import save_encoder
 from .encoders import ResMLP, n_params
 from .engine.records import Run, run_id
-from .engine.recipes import pick
+from .engine.recipes import named_part, pick
 from .engine.seeds import derive
-from .engine.tensors import normalise
 from .measure.probes import measure
-from .views import Pairs, probe_rows
+from .views import Pairs, Views, modes, probe_rows
 
-# %% ../nbs/02_controls.ipynb #55d4dd3a
+# %% ../nbs/02_controls.ipynb #4c5beeb5
+def _pairs_of(pairs, recipe):
+    "The set, and how a mode would show it"
+    device, bands = recipe.get('device', 'cpu'), recipe.get('bands', 'all')
+    p = Pairs(pairs, device, bands=bands, sensor=recipe.get('sensor', 'first'))
+    return p, modes[recipe.get('like', 'unimodal')](sensors=p.sensors)
+
 def make_raw(
     folder:Path, # Where `encoder.safetensors` goes
-    recipe:dict, # Empty
+    recipe:dict, # bands, sensor, like; empty: all bands of the first sensor
     pairs:Path, # Folder with `pairs.h5`, or such a file
 )->dict: # What it is
     "The identity encoder"
-    p = Pairs(pairs)
+    p, views = _pairs_of(pairs, recipe)
     what = dict(mode='raw', method=None, options={}, corruption=None)
-    about = dict(what, source=p.source, pairs=run_id(pairs))
+    seen = dict(sensors=views.inputs, mask=views.mask)
+    about = dict(what, source=p.source, pairs=run_id(pairs), **seen)
     save_encoder(folder/'encoder.safetensors', nn.Identity(), p.stats, **about)
     return dict(what, loss=[], probes=[], pairs=len(p), parameters=0)
 
 def raw(
     pairs, # `Run` or path of the pairs
+    r:dict|None=None, # A recipe, for `bands` and `sensor`; `None`: all of the first sensor
+    like:str='unimodal', # Mode whose inputs they are: joint has both sensors and their mask
 )->Run: # `encoder.safetensors`
     "Normalised bands as a run"
-    return Run('pretrain', {}, make_raw, pairs=pairs)
+    own = dict(_inputs(r, like)) if r else dict(like=like)
+    return Run('pretrain', named_part(own), make_raw, pairs=pairs)
+
+def _inputs(r, like):
+    "What says what a control is given; raises `ValueError`"
+    if like not in modes: raise ValueError(f"like={like!r} is not one of {', '.join(modes)}")
+    if modes[like].needs>1 and r['sensor']!='first': raise ValueError(
+        f"sensor={r['sensor']!r} is one sensor, and {like} has two: leave sensor at 'first'")
+    return pick(r, 'bands sensor')|dict(like=like)
 
 # %% ../nbs/02_controls.ipynb #bccd4644
 @torch.no_grad()
 def set_norms(
     net:nn.Module, # Its BatchNorm statistics are set
     p:Pairs, # The set
+    views:Views, # How it is shown
     step:int=65_536, # Rows at a time
 ):
     "One label-free pass over the pairs"
@@ -50,32 +67,33 @@ def set_norms(
         m.reset_running_stats()
         m.momentum = None # a plain average
     net.train()
-    for i in range(0, len(p)-1, step): net(normalise(p.s2[i:i+step], *p.norm[0]))
+    for i in range(0, len(p)-1, step): net(views.whole(p, slice(i, i+step)))
 
 # %% ../nbs/02_controls.ipynb #f35ac3ae
 def make_untrained(
     folder:Path, # Where `encoder.safetensors` goes
-    recipe:dict, # dim, blocks, dropout, seed, device, threads
+    recipe:dict, # dim, blocks, dropout, seed, device, threads; bands, sensor, like
     pairs:Path, # Folder with `pairs.h5`, or such a file
 )->dict: # What it is, and its probes
     "An encoder with the weights that pre-training would start from"
     torch.set_num_threads(recipe['threads'])
-    p = Pairs(pairs, recipe['device'])
+    p, views = _pairs_of(pairs, recipe)
     torch.manual_seed(recipe['seed'])
-    net = ResMLP(p.s2.shape[1], recipe['dim'], recipe['blocks'], recipe['dropout'])
+    net = ResMLP(views.width, recipe['dim'], recipe['blocks'], recipe['dropout'])
     net = net.to(recipe['device'])
-    set_norms(net, p)
+    set_norms(net, p, views)
     what = dict(mode='untrained', method=None, options={}, corruption=None)
     what['parameters'] = n_params(net)
-    about = dict(what, source=p.source, recipe=recipe, pairs=run_id(pairs))
+    seen = dict(sensors=views.inputs, mask=views.mask)
+    about = dict(what, source=p.source, recipe=recipe, pairs=run_id(pairs), **seen)
     save_encoder(folder/'encoder.safetensors', net, p.stats, **about)
-    return dict(what, loss=[], probes=[_look(net.eval(), p)], pairs=len(p))
+    return dict(what, loss=[], probes=[_look(net.eval(), p, views)], pairs=len(p))
 
 @torch.no_grad()
-def _look(net, p):
+def _look(net, p, views):
     "Probes of the embeddings; both views are the spectrum itself"
     rows = probe_rows(p)
-    h = net(normalise(p.s2[rows.to(p.s2.device)], *p.norm[0])).cpu()
+    h = net(views.whole(p, rows.to(p.x[0].device))).cpu()
     about = {k: v[rows] for k,v in p.about.items()}
     return measure(h, h, h, about.get('date'), about.get('crop'), about.get('field_id'))
 
@@ -84,7 +102,8 @@ def untrained(
     r:dict, # A recipe
     seed:int, # The run's seed
     device:str='cpu', # cpu | cuda
+    like:str='unimodal', # Mode whose inputs it has: joint has both sensors and their mask
 )->Run: # `encoder.safetensors`
     "The untrained control as a run"
-    own = dict(seed=derive(seed, 'encoder'), device=device)
+    own = dict(seed=derive(seed, 'encoder'), device=device)|_inputs(r, like)
     return Run('pretrain', own|pick(r, 'dim blocks dropout threads'), make_untrained, pairs=pairs)

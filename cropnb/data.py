@@ -142,7 +142,7 @@ def _parcels(data, r, seed): # The series of task 3
         **pick(r, 'min_dates breizh_year clouds'))
     return Run('series', own, make_parcels, data=there)
 
-# %% ../nbs/00_data.ipynb #da000010
+# %% ../nbs/00_data.ipynb #f9e16b40
 def _pixels(task, data, r, seed): # The series of tasks 1 and 2
     part = {1: 'train', 2: 'test'}[task]
     tile = data.tile(part)
@@ -154,9 +154,14 @@ def _pixels(task, data, r, seed): # The series of tasks 1 and 2
         seed=derive(seed, 'series', task),
         train=r['train_per_class'],
         val=r['val_per_class'],
-        **pick(r, 'clouds buffer'))
+        **pick(r, 'clouds buffer'),
+        **_second(r))
     fields = split(data, part, r, seed)
     return Run('series', own, make_pixels, data=tile, split=fields)
+
+def _second(r): # What is asked of a second sensor: nothing, unless a network is to see it
+    wanted = r.get('second_series', r.get('sees', 'first')!='first')
+    return dict(second_series=True, **pick(r, 'max_days')) if wanted else {}
 
 # %% ../nbs/00_data.ipynb #528eb876
 def series(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from .base_models import families
-from .encoder import load_encoder, read_tensors
+from .encoder import first_of_all, load_encoder, read_tensors
 from .encoders import ResMLP, n_params
 from .engine.files import aside, runs_dir
 from .engine.graph import Recorded
@@ -24,8 +24,9 @@ from .engine.recipes import check_choices, pick
 from .engine.records import Run, result, run_id
 from .engine.seeds import derive
 from .engine.tensors import seeded
-from .features import count_fields, embed_part, features, few_fields
-from .features import load_part, read_part, standardise
+from .features import check_seen, count_fields, embed_part, features, few_fields
+from .features import load_part, read_part, seen_mask, seen_sensors, show_bands
+from .features import standardise
 from .measure.scores import record_of
 
 # %% ../nbs/04_downstream.ipynb #a4f547c7
@@ -255,7 +256,10 @@ def save_model(
     numbers |= {f'_own_{k}': v for k,v in part['own'].items()}
     tensors |= {k: torch.tensor(np.asarray(v), dtype=torch.float64) for k,v in numbers.items()}
     about = pick(recipe, 'family hyper seed position frozen')
-    about |= dict(classes=part['classes'], encoder=encoder)
+    about |= dict(classes=part['classes'], encoder=encoder, sees=recipe.get('sees', 'first'))
+    first = part.get('sensors', first_of_all)[0]
+    about['bands'] = list(first.bands) # of the series, whose moments `own` holds
+    about['shows'] = recipe.get('bands', 'all')
     metadata = dict(cropnb=json.dumps(about, sort_keys=True))
     with aside(path) as beside: save_file(tensors, beside, metadata)
 
@@ -265,8 +269,8 @@ class SeasonModel:
         net:nn.Module, # In eval mode
         encoder, # `cropnb.encoder.Encoder`
         moments:tuple, # mean and sd (F,) that are taken out of embeddings; empty if not frozen
-        own:dict, # mean and std (12,) of reflectance, where the task has its own
-        what:dict, # family, classes, position, encoder, ...
+        own:dict, # mean and std (bands,) of the first sensor, where the task has its own
+        what:dict, # family, classes, position, encoder, sees, bands (of the task), shows, ...
     ):
         self.net,self.encoder = net.eval(),encoder
         self.moments,self.own,self.what = moments,own,what
@@ -276,16 +280,33 @@ class SeasonModel:
         return self.what['classes']
 
     def predict(self,
-        series, # Path of a part, or from `cropnb.features.read_part`: x (N,T,12), mask, day (N,T)
+        series, # Path of a part, or from `read_part`: x (N,T,bands), mask (N,T), day (N,T)
     )->tuple: # classes (N,) from 0, probabilities (N, classes)
-        "Classes and probabilities of seasons"
+        "Classes and probabilities of seasons; raises `ValueError` for bands that are not there"
         part = series if isinstance(series, dict) else read_part(series)
-        x = np.zeros((*part['x'].shape[:2], self.encoder.dim), 'float16')
-        embed_part(self.encoder, dict(part, own=self.own), x)
+        sees = self.what.get('sees', 'first')
+        names = seen_sensors(self.encoder, sees)
+        part = dict(part, own=self._own_of(part))
+        part = show_bands(self.encoder, part, self.what.get('shows', 'all'))
+        check_seen(self.encoder, part, names)
+        mask = seen_mask(part, names)
+        x = np.zeros((*mask.shape, self.encoder.dim), 'float16')
+        embed_part(self.encoder, part, x, sees=sees)
         if self.moments: standardise(x, *self.moments)
-        seen = dict(part, x=torch.from_numpy(x), whole=bool(part['mask'].all()))
+        seen = dict(part, x=torch.from_numpy(x), mask=mask, whole=bool(mask.all()))
         scores = scores_of_part(self.net, seen, self.what['position'])
         return scores.argmax(1).numpy(), scores.softmax(1).numpy()
+
+    def _own_of(self, part):
+        "The task's own moments, in the order of the bands of these series"
+        bands = list(part.get('sensors', first_of_all)[0].bands)
+        known = self.what.get('bands', list(first_of_all[0].bands))
+        if not self.own or bands==known: return self.own
+        lacking = [b for b in bands if b not in known]
+        if lacking: raise ValueError(
+            f"The model was trained on series of {' '.join(known)}, and these have "
+            f"{', '.join(lacking)} too: leave them out")
+        return {k: np.asarray(v)[[known.index(b) for b in bands]] for k,v in self.own.items()}
 
     def __repr__(self):
         return f"SeasonModel({self.what['family']}, {len(self.classes)} classes, on {self.encoder})"
@@ -366,7 +387,7 @@ def _chosen(train, recipe):
     seed = derive(recipe['run_seed'], 'fields', recipe['task'])
     return few_fields(train['y'].cpu().numpy(), train['field'], recipe['fields'], seed)
 
-# %% ../nbs/04_downstream.ipynb #fa64ca8a
+# %% ../nbs/04_downstream.ipynb #613acfc5
 def training(
     series, # `Run` or folder of a task's series
     encoder, # `Run` or folder of an encoder
@@ -392,8 +413,8 @@ def training(
         task=task, family=family, config=config, hyper=known[config],
         run_seed=seed, seed=derive(seed, 'base', task, family, config),
         frozen=frozen, fields=fields, device=device)
-    same = pick(r, 'profile protocol position epochs batch threads keep_model')
-    seen = features(series, encoder, device, frozen, r['threads'])
+    same = pick(r, 'profile protocol position epochs batch threads keep_model sees bands')
+    seen = features(series, encoder, device, frozen, r['threads'], r['sees'], r['bands'])
     return Run('downstream', own|same, make_training, encoder=encoder, series=series, features=seen)
 
 def grid(

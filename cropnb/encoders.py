@@ -38,7 +38,7 @@ class Block(nn.Module):
 class ResMLP(nn.Sequential):
     "(N, features) -> (N, dim): Linear, residual blocks, BatchNorm, ReLU, Linear"
     def __init__(self,
-        features:int=12, # 12 for a Sentinel-2 pixel, 36 for a 3x3 window of PlanetScope
+        features:int=12, # Of an input: 12 for all of Sentinel-2, 36 for a 3x3 window of PlanetScope
         dim:int=256, # Width, and length of the embedding
         blocks:int=4, # Residual blocks
         dropout:float=0., # In each block

@@ -45,7 +45,7 @@ def _data_job(
     params = {k: v for k, v in common.items() if k in _of_data}
     return Job('data', '00_data', params|dict(tasks=list(sets)), runs)
 
-# %% ../nbs/06_paper.ipynb #c40e1c91
+# %% ../nbs/06_paper.ipynb #e491e2bb
 def _encoder_jobs(
     encs:dict, # Name -> its `Run`, from `encoders`
     common:dict, # Parameters that every notebook is given
@@ -53,6 +53,7 @@ def _encoder_jobs(
     jobs = []
     todo = dict(untrained=dict(epochs=0)) | variants # the raw bands take no time
     for name, changes in todo.items():
+        if name not in encs: continue # without a second sensor there is no bi-modal one
         jobs.append(Job(name, '03_pretrain', common|changes, [encs[name]]))
     return jobs
 

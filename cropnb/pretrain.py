@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'variants', 'make_optimizer', 'Step', 'start_epoch', 'save_state', 'load_state', 'probe', 'Trainer',
-           'make_encoder', 'encoder', 'make_step', 'at_step', 'encoders', 'command_line', 'changed', 'train_here']
+           'make_encoder', 'encoder', 'control_of', 'make_step', 'at_step', 'encoders', 'sensor_table', 'command_line',
+           'changed', 'train_here']
 
-# %% ../nbs/03_pretrain.ipynb #28299d60
+# %% ../nbs/03_pretrain.ipynb #766ba06f
 import argparse
 import functools
 import io
@@ -30,11 +31,11 @@ from .engine.parameters import check_number
 from .engine.recipes import check_choices, pick, recipe as recipe_of
 from .engine.records import Run, run_id
 from .engine.seeds import derive
-from .engine.tensors import normalise, pick_device, seeded
+from .engine.tensors import pick_device, seeded
 from .measure.probes import check_collapse, measure
 from .methods.base import Method, at_least_fp32
 from .methods.table import check_options, find_method
-from .views import Pairs, Views, modes, probe_rows
+from .views import Pairs, Views, modes, probe_rows, second_sensor
 
 # %% ../nbs/03_pretrain.ipynb #f42c53e9
 optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
@@ -60,7 +61,7 @@ class Step:
     ):
         self.method,self.views,self.opt,self.pairs = method,views,opt,pairs
         self.batch,self.half = batch,precision=='bf16'
-        self.device = pairs.s2.device
+        self.device = pairs.x[0].device
         self.rows = torch.zeros(batch, dtype=torch.long, device=self.device)
         self.done = torch.zeros((), device=self.device) # share of the training that is behind
         self.total = torch.zeros((), dtype=torch.float64, device=self.device) # of losses
@@ -154,10 +155,10 @@ def probe(
 )->dict: # From `cropnb.measure.probes.measure`
     "Alignment, uniformity, RankMe, retrieval and a ridge probe"
     method.eval()
-    device = p.s2.device
+    device = p.x[0].device
     rows = probe_rows(p)
     shown = views(p, rows.to(device), seeded(device.type, seed, 'probe'))
-    h = method.encoder(normalise(p.s2[rows.to(device)], *p.norm[0]))
+    h = method.encoder(views.whole(p, rows.to(device)))
     z0,z1 = (z.cpu() for z in method(*shown)[:2])
     about = {k: v[rows] for k,v in p.about.items()}
     return measure(h.cpu(), z0, z1, about.get('date'), about.get('crop'), about.get('field_id'))
@@ -268,8 +269,9 @@ def make_encoder(
 )->dict: # Mean loss and probes of each epoch, and what it is
     "Pre-train one encoder"
     torch.set_num_threads(recipe['threads'])
-    p = load(pairs, recipe['device'], recipe['pairing'], recipe['seed'])
-    shown = views(recipe['corruption'])
+    one = recipe['bands'], recipe['sensor']
+    p = load(pairs, recipe['device'], recipe['pairing'], recipe['seed'], *one)
+    shown = views(recipe['corruption'], p.sensors)
     torch.manual_seed(recipe['seed'])
     m = method(shown, recipe['dim'], recipe['blocks'], recipe['dropout'], **recipe['options'])
     m = globalise(m.to(recipe['device']))
@@ -277,7 +279,8 @@ def make_encoder(
     what = dict(
         mode=shown.mode, method=recipe['method'], options=recipe['options'],
         corruption=recipe['corruption'], parameters=n_params(m.encoder))
-    about = dict(what, source=p.source, recipe=recipe, pairs=run_id(pairs))
+    seen = dict(sensors=shown.inputs, mask=shown.mask)
+    about = dict(what, source=p.source, recipe=recipe, pairs=run_id(pairs), **seen)
     save = functools.partial(save_encoder, net=m.encoder, stats=p.stats, **about)
     name = digest([recipe, run_id(pairs), full_name(method), full_name(views)])
     found = Trainer(step, recipe, folder, save, name).run()
@@ -292,7 +295,7 @@ def encoder(
     pairs, # `Run` or path of the pairs
     r:dict, # A recipe, from `cropnb.engine.recipes.recipe`
     seed:int, # The run's seed
-    mode:str='bimodal', # unimodal | bimodal
+    mode:str='bimodal', # unimodal | bimodal | joint | unimodal_drop | bimodal_drop
     corruption:float=.2, # 0..1
     epochs:int=-1, # -1: the recipe's; 0: the untrained control
     device:str='cpu', # cpu | cuda
@@ -304,15 +307,15 @@ def encoder(
     _check(r, mode, corruption, epochs)
     check_number('seed', seed, least=0, whole=True)
     epochs = r['pretrain_epochs'] if epochs==-1 else epochs
-    if not epochs: return untrained(pairs, r, seed, device)
+    if not epochs: return untrained(pairs, r, seed, device, control_of(mode))
     method = find_method(r['method'])
-    if mode not in method.modes:
-        raise ValueError(f"{r['method']} has the modes {', '.join(method.modes)}, not {mode}")
+    _check_mode(r, mode, method)
     own = dict(
         mode=mode, corruption=float(corruption), seed=derive(seed, 'encoder'), device=device,
         epochs=epochs, batch=r['pretrain_batch'], lr=r['pretrain_lr'],
         options=check_options(method, r['options']), judge=sorted(judge))
-    same = pick(r, 'method pairing dim blocks dropout precision optimizer weight_decay threads')
+    same = pick(r, 'method pairing bands sensor dim blocks dropout precision')
+    same |= pick(r, 'optimizer weight_decay threads')
     make = functools.partial(make_encoder, method=method, views=views or modes[mode])
     if load is not Pairs: make = functools.partial(make, load=load)
     return Run('pretrain', own|same, make, pairs=pairs)
@@ -321,8 +324,22 @@ def _check(r, mode, corruption, epochs):
     "Raise `ValueError` for what cannot be trained"
     check_choices(r)
     if mode not in modes: raise ValueError(f"mode={mode!r} is not one of {', '.join(modes)}")
+    if modes[mode].needs>1 and r['sensor']!='first': raise ValueError(
+        f"sensor={r['sensor']!r} is one sensor, and {mode} has two: leave sensor at 'first'")
     check_number('corruption', corruption, least=0, most=1)
     check_number("epochs (-1: the profile's)", epochs, least=-1, whole=True)
+
+def _check_mode(r, mode, method):
+    "Raise `ValueError` for views that the method makes no sense with"
+    if {mode, modes[mode].like} & {*method.modes}: return
+    raise ValueError(f"{r['method']} has the modes {', '.join(method.modes)}, not {mode}")
+
+def control_of(
+    mode:str, # Of `modes`
+)->str: # The mode whose inputs its controls have
+    "A network that sees one sensor without a mask has the control of uni-modal pre-training"
+    if mode in ('unimodal', 'bimodal'): return 'unimodal'
+    return 'unimodal_drop' if modes[mode].mask=='bands' else mode
 
 # %% ../nbs/03_pretrain.ipynb #afdc6622
 def make_step(
@@ -360,9 +377,42 @@ def encoders(
     seed:int, # The run's seed
     device:str='cpu', # cpu | cuda
 )->dict: # Name -> `Run`: supervised (raw bands), untrained, and the four of `variants`
-    "The paper's five and the untrained control, as runs"
-    trained = {name: encoder(pairs, r, seed, device=device, **v) for name,v in variants.items()}
-    return dict(supervised=raw(pairs), untrained=untrained(pairs, r, seed, device)) | trained
+    "The paper's five and the untrained control, as runs; of one sensor no bi-modal ones"
+    if r['sees']!='first': return _joint_encoders(pairs, r, seed, device)
+    two = r['sensor']=='first' and second_sensor(pairs)
+    todo = {name: v for name,v in variants.items() if two or modes[v['mode']].needs<2}
+    trained = {name: encoder(pairs, r, seed, device=device, **v) for name,v in todo.items()}
+    return dict(supervised=raw(pairs, r), untrained=untrained(pairs, r, seed, device)) | trained
+
+def _joint_encoders(pairs, r, seed, device):
+    "Those that can be given the second sensor, or both"
+    trained = encoder(pairs, r, seed, 'joint', device=device)
+    control = untrained(pairs, r, seed, device, 'joint')
+    return {'supervised': raw(pairs, r, 'joint'), 'untrained': control, 'joint 0.2': trained}
+
+# %% ../nbs/03_pretrain.ipynb #97ccb458
+def sensor_table(
+    pairs, # `Run` or path of the pairs
+    r:dict, # A recipe
+    seed:int, # The run's seed
+    corruption:float=.2, # 0..1
+    device:str='cpu', # cpu | cuda
+)->dict: # (row, column) -> `Run`, and what `sees` has to be downstream
+    "Raises `ValueError` where the pairs have no second sensor"
+    second = second_sensor(pairs)
+    if not second: raise ValueError(
+        f'{pairs} have one sensor: add a second one to scene.toml and draw the pairs again')
+    cells = {}
+    for column,own in dict(first=r, second=r|dict(sensor=second, bands='all')).items():
+        trained = encoder(pairs, own, seed, 'unimodal', corruption, device=device)
+        cells['random',column] = untrained(pairs, own, seed, device), 'first'
+        cells['own sensor',column] = trained, 'first'
+        cells['supervised',column] = raw(pairs, own), 'first'
+    joint = encoder(pairs, r, seed, 'joint', corruption, device=device)
+    for column in ('first', 'second', 'both'): cells['joint',column] = joint, column
+    cells['random','both'] = untrained(pairs, r, seed, device, 'joint'), 'both'
+    cells['supervised','both'] = raw(pairs, r, 'joint'), 'both'
+    return cells
 
 # %% ../nbs/03_pretrain.ipynb #76e4e025
 def command_line()->argparse.ArgumentParser: # Of `python -m cropnb.pretrain`

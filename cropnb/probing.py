@@ -108,9 +108,10 @@ def probing(
     own = dict(
         task=task, family=family, config=0, bins=bins[family], fields=fields,
         run_seed=seed, seed=derive(seed, 'probe', task, family), device=device)
-    seen = features(series, encoder, device, threads=r['threads'])
+    how = pick(r, 'threads sees bands')
+    seen = features(series, encoder, device, **how)
     inputs = dict(encoder=encoder, series=series, features=seen)
-    return Run('downstream', own|pick(r, 'profile protocol threads'), make_probe, **inputs)
+    return Run('downstream', own|how|pick(r, 'profile protocol'), make_probe, **inputs)
 
 # %% ../nbs/04_probing.ipynb #6b0a737e
 def probe_grid(

@@ -39,7 +39,7 @@ def one_step(method, *views):
 with joined():
     g = torch.Generator().manual_seed(1)
     def drawn(width): return torch.randn(64, width, generator=g, dtype=torch.float64)
-    sets = {views: list(map(drawn, views.widths)) for views in (Unimodal, Bimodal)}
+    sets = {views: list(map(drawn, views().widths)) for views in (Unimodal, Bimodal)}
     cases = {name: (find_method(name), Bimodal) for name in methods}
     cases['taught'] = Taught, Unimodal
     out = dict(world=torch.tensor(world()))
@@ -52,8 +52,8 @@ with joined():
 
 in_float64 = '''
 import cropnb.pretrain as p, cropnb.views as v
-normalise, globalise = p.normalise, p.globalise
-p.normalise = v.normalise = lambda *a: normalise(*a).double()
+normalise, globalise = v.normalise, p.globalise
+v.normalise = lambda *a: normalise(*a).double()
 p.globalise = lambda m: globalise(m).double()
 p.train_here()
 '''

@@ -3,7 +3,7 @@ import pytest, torch
 from test_losses import losses
 from cropnb.methods.contrast import SimCLR
 from cropnb.pretrain import Step, make_optimizer, start_epoch
-from cropnb.views import Bimodal, corrupt
+from cropnb.views import corrupt, modes
 
 reason = 'no GPU here: what runs on one is not yet measured'
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)
@@ -16,10 +16,9 @@ class Set:
         def values(features):
             return torch.randint(0, 9000, (n, features), generator=g).short().to(device)
         def constant(features, value): return torch.full((features,), value, device=device)
-        self.s2 = values(12)
-        self.ps = values(36)
+        self.x = [values(12), values(36)]
         self.norm = [(constant(f, .4), constant(f, .3)) for f in (12, 36)]
-    def __len__(self): return len(self.s2)
+    def __len__(self): return len(self.x[0])
 
 def one_epoch(step, epoch):
     "Mean loss"
@@ -27,10 +26,10 @@ def one_epoch(step, epoch):
     for rows in batches: step(rows)
     return step.total.item()/len(batches)
 
-def trained(device, epochs=2, plain=False, precision='fp32'):
+def trained(device, epochs=2, plain=False, precision='fp32', mode='bimodal'):
     "Losses, weights and the step of a small training"
     torch.manual_seed(0)
-    views = Bimodal(.2)
+    views = modes[mode](.2)
     method = SimCLR(views, 32, 2).to(device).train()
     opt = make_optimizer(method, dict(optimizer='adam', lr=1e-3, weight_decay=0.))
     step = Step(method, views, opt, Set(device), 64, precision)
@@ -39,20 +38,23 @@ def trained(device, epochs=2, plain=False, precision='fp32'):
     weights = {k: v.cpu() for k,v in method.state_dict().items()}
     return loss, weights, step
 
-def test_the_recorder_takes_each_batch_once(record_steps):
+@pytest.mark.parametrize('mode', modes)
+def test_the_recorder_takes_each_batch_once(record_steps, mode):
     "The order of plain, recorded and replayed steps, on a CPU"
-    want, weights, _ = trained('cpu')
+    want, weights, _ = trained('cpu', mode=mode)
     seen = record_steps()
-    got, others, _ = trained('cpu')
+    got, others, _ = trained('cpu', mode=mode)
     assert seen==['plain']*3+['recorded']+['replayed']*15
     assert got==want
     assert all(torch.equal(others[k], weights[k]) for k in weights)
 
+cases = [*((mode, 'fp32') for mode in modes), ('bimodal', 'bf16')]
+
 @gpu
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_a_recorded_epoch_is_the_plain_one(precision):
-    loss, weights, step = trained('cuda', precision=precision)
-    want, others, _ = trained('cuda', plain=True, precision=precision)
+@pytest.mark.parametrize('mode, precision', cases)
+def test_a_recorded_epoch_is_the_plain_one(mode, precision):
+    loss, weights, step = trained('cuda', precision=precision, mode=mode)
+    want, others, _ = trained('cuda', plain=True, precision=precision, mode=mode)
     assert step.run.graph is not None
     assert loss==pytest.approx(want, rel=1e-4)
     for k in weights: torch.testing.assert_close(weights[k], others[k], rtol=1e-2, atol=1e-3)

@@ -33,14 +33,9 @@ def accepted(kind, change, why): return Case(kind, change, None, why)
 def read_tile(d):
     "All that a stage reads of a tile or a scene"
     t = open_tile(d)
-    s2,ps = t.s2,t.ps
-    images = [s2[i] for i in range(len(s2.dates))]
-    clouds = [s2.clouds(i) for i in range(len(s2.dates))]
-    buffer,days = None,[]
-    for day in ps.dates:
-        buffer = ps.read(day, buffer)
-        days.append(buffer.copy())
-    return SimpleNamespace(s2=images, clouds=clouds, ps=days, ids=field_raster(t), t=t)
+    clouds = [t.first.clouds(i) for i in range(len(t.first.dates))]
+    both = [[images[i] for i in range(len(images.dates))] for images in t.images]
+    return SimpleNamespace(images=both, clouds=clouds, ids=field_raster(t), t=t)
 
 def make_tile(d):
     "A DENETHOR tile of one date, with a second PlanetScope day and clouds"
@@ -396,7 +391,8 @@ scenes = [
     Case('scene', toml('bands = []', 'bands = [1, 2]'), r'bands holds 1: write each in quotes'),
     Case('scene', toml('leave_out = []', 'leave_out = ""'), r"leave_out = '' is not a list"),
     Case('scene', toml('leave_out = []', 'leave_it = []'), r'has no key leave_it'),
-    Case('scene', toml('[planetscope]', '[planet]'), r'lacks the table \[planetscope\]'),
+    Case('scene', toml('[planetscope]', '[planet]'), r'has no key planet: there are .*planetscope'),
+    Case('scene', toml('[sentinel2]', '[planet]'), r'has no key planet'),
     Case('scene', toml('[planetscope]', '[planetscope'), r'scene.toml is not TOML.*correct'),
     Case('scene', recode('latin1'), r'scene.toml is not UTF-8 .*save it as UTF-8'),
     Case('scene', recode('utf-16'), r'scene.toml is not UTF-8'),
@@ -424,6 +420,22 @@ scenes = [
         r'T32_10210410.tif: no date in'),
     Case('scene', toml("date = '", "date = 'tag:NOT_THERE' #"),
         r"no date in '' by 'tag:NOT_THERE'"),
+    Case('scene', toml('[planetscope]', '[landsat]\n[planetscope]'), r'has the tables \[planet'),
+    Case('scene', toml('[planetscope]', '[second]'), r'\[second\]: name is empty'),
+    Case('scene', toml('[planetscope]', '[second]\nname = "landsat"'), r'write \[landsat\]'),
+    Case('scene', toml('[planetscope]', '[second]\nname = "a b"'), r'a name is a word'),
+    Case('scene', toml('bands = []', 'bands = ["B2", "B3", "NIR"]'), r'NIR is not a band of'),
+    Case('scene', toml('use = []', 'use = ["B10"]'), r'B10 is not a band of Sentinel-2: there are'),
+    Case('scene', toml('use = []', 'use = [2]'), r'use holds 2: write each in quotes'),
+    Case('scene', toml('window = 3 ', 'window = 2 '), r'window=2 is not an odd number'),
+    Case('scene', toml('max_days = 0 ', 'max_days = -1 '), r'max_days = -1 is below 0'),
+    Case('scene', toml('min_pixels = 10', 'min_pixels = "many"'), r"= 'many' is not a number"),
+    Case('scene', toml('[parcels.classes]', '[parcels.classes]\nrye = "cereal"'),
+        r'\[parcels.classes\] names rye, which column kind does not have: barley, maize, wheat'),
+    Case('scene', toml('[parcels.classes]', '[parcels.classes]\nwheat = 1'),
+        r'wheat = 1 is not a name in quotes'),
+    accepted('scene', lambda d: (d/'scene.toml').write_text(
+        (d/'scene.toml').read_text().partition('[planetscope]')[0]), 'Sentinel-2 may come alone'),
     accepted('scene', recode('utf-8-sig'), 'Windows begins a text with a byte order mark'),
     accepted('scene', toml('licence = ""', '#'), 'what is left out has the template\'s value'),
     accepted('scene', image(one, lambda a: a*0), 'an empty date is masked, and gives no pairs'),
@@ -781,26 +793,23 @@ def test_declared_nodata_becomes_0(good, tmp_path):
         d = tmp_path/str(nodata)
         shutil.copytree(good('tile'), d)
         day(values, nodata=nodata)(d)
-        first = read_tile(d).ps[0]
+        first = read_tile(d).images[1][0]
         assert first.dtype=='uint16'
-        assert (first[:,50]==0).all()
-        assert (first[:,51]==700).all()
+        assert (first[50]==0).all()
+        assert (first[51]==700).all()
 
 @pytest.mark.parametrize('dtypes', [('uint16', 'int16'), ('int32', 'uint16'), ('int16', 'uint32')])
-def test_days_of_mixed_type_read_the_same_alone_and_after_others(good, tmp_path, dtypes):
-    "A resumed run begins at any day, so what is read may not depend on the day before"
+def test_days_of_mixed_type_read_alike(good, tmp_path, dtypes):
+    "Whatever integers a day holds, and whole or by windows"
     d = tmp_path/'d'
     shutil.copytree(good('tile'), d)
     values = np.arange(40_000).reshape(4, 100, 100)%30_000
     for which,dtype in zip((sr, second), dtypes): day(values.astype(dtype), which)(d)
-    ps = open_tile(d).ps
-    alone = [ps[date] for date in ps.dates]
-    buffer = np.full_like(alone[0], 7)
-    for date,want in zip(ps.dates, alone):
-        buffer = ps.read(date, buffer)
-        assert buffer.dtype==want.dtype=='uint16'
-        assert (buffer==want).all()
-        assert (want==values).all()
+    ps = open_tile(d).second
+    for i in range(len(ps.dates)):
+        assert ps[i].dtype=='uint16'
+        assert (ps[i]==values.transpose(1, 2, 0)).all()
+        assert (ps.read(i, slice(90, 120), slice(0, 7))==ps[i][90:,:7]).all()
 
 def test_time_zones_shift_no_day():
     for text in ('2018-03-01', '20180301', '2018-03-01T23:59Z', '2018-03-01T00:00:00+00:00'):
@@ -841,8 +850,9 @@ def test_what_was_accepted(good):
 
 def test_a_missing_date_is_paired_with_nothing():
     days = np.array(['2018-03-01', 'NaT'], 'datetime64[D]')
-    for a,b,sensor in ((days, days[:1], 'Sentinel-2'), (days[:1], days, 'PlanetScope')):
-        with pytest.raises(ValueError, match=f'A date of {sensor} is missing'): match_days(a, b)
+    for a,b,sensor in ((days, days[:1], 'first'), (days[:1], days, 'second')):
+        says = f'A date of the {sensor} sensor is missing'
+        with pytest.raises(ValueError, match=says): match_days(a, b)
 
 # ---------------------------------------------------------------- cropnb check
 def test_check_runs_the_same_gate(good, tmp_path):

@@ -198,7 +198,7 @@ def test_a_key_at_the_value_of_its_absence(key):
     assert name_of(**{key: 'another'})!=name_of()
 
 later = '''options judge keep_model frozen fields position pairing dropout precision optimizer
-    stratify block buffer clouds max_days'''.split()
+    stratify block buffer clouds max_days bands sensor sees like second'''.split()
 
 def test_runs_were_named_alike_before_a_key_existed(runs):
     "With the default recipe these keys are as if they were not there; a scene has keys of its own"

@@ -4,7 +4,8 @@ from datetime import datetime, timezone
 import geopandas as gpd, h5py, numpy as np, pytest, rasterio
 from rasterio.transform import from_origin
 from shapely.geometry import box
-from cropnb.prepare.pairs import candidates, make_pairs, one_date, save_npz, window_centre
+from cropnb.prepare.pairs import Draw, OneDate, candidates, make_pairs, one_date, save_npz
+from cropnb.prepare.pairs import window_centre
 from cropnb.sources.denethor import Tile
 from cropnb.twin.scene import _pickled_bbox
 
@@ -92,9 +93,14 @@ def test_other_window(tmp_path):
     "A study passes in a window of its own"
     def window_far(*args): return tuple(v+5 for v in window_centre(*args))
     d = write_scene(tmp_path, 3., 120)
-    near = candidates(Tile(d), [1])['ps_row']
-    far = candidates(Tile(d), [1], window_far)['ps_row']
-    assert (far-near[:len(far)]==5).all()
+    tile = Tile(d)
+    images = [OneDate(image, 0) for image in tile.images]
+    near, far = (candidates(tile, [1], centre) for centre in (window_centre, window_far))
+    assert len(far['row'])<=len(near['row'])
+    j = np.arange(len(far['row']))
+    shown = [Draw(images, far, centre=centre)(j)[0] for centre in (window_centre, window_far)]
+    near, far = (one['planet_data'][:,:,4].astype(int) for one in shown)
+    assert (far-near==5).all()
 
 def test_resumes_at_the_shard(tmp_path):
     "An interrupted preparation goes on at the date where it stopped, with the same bytes"
@@ -102,10 +108,9 @@ def test_resumes_at_the_shard(tmp_path):
     sampled(whole, 100)
     stopped = write_scene(tmp_path/'stopped', 3., 120)
     tile = Tile(stopped)
-    s2,ps = tile.s2,tile.ps
-    no_clouds = np.zeros(s2.shape, 'uint8')
-    rng = np.random.default_rng([0, 0])
-    drawn = one_date(s2[0], ps[ps.dates[0]], candidates(tile, [1]), 100, rng, no_clouds)
+    s2 = tile.first
+    draw = Draw([OneDate(images, 0) for images in tile.images], candidates(tile, [1]))
+    drawn = one_date(draw, 100, np.random.default_rng([0, 0]))
     (stopped/'tmp').mkdir()
     date = np.full(100, s2.dates[0].astype(int), 'uint16')
     save_npz(stopped/'tmp'/'0000.npz', date=date, **drawn)

@@ -46,11 +46,11 @@ def test_denethor_parcels(sample, file, west, north):
 def test_planet_fusion(sample):
     folder = sample('planet_fusion_sample')
     ps = PlanetScope({np.datetime64('2017-11-30'): folder/'data.tif'})
-    image = ps[ps.dates[0]]
-    assert image.shape==(4, 400, 400)
+    image = ps[0]
+    assert image.shape==(400, 400, 4)
     assert image.dtype=='uint16'
     assert ps.transform.a==3
-    medians = np.median(image/1e4, (1, 2))
+    medians = np.median(image/1e4, (0, 1))
     assert (0<medians).all()
     assert (medians<.6).all()
     blue,green,red,nir = medians

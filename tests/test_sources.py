@@ -133,7 +133,7 @@ def test_buffer(twin, fresh_runs):
     tile = open_tile(d.get())
     fields = tile.fields('EPSG:32633').set_index('field_id').geometry
     every,inner = (pairs_of(d, buffer=metres) for metres in (0, 20))
-    xy = [tile.s2.transform*(col+.5, row+.5) for col,row in zip(inner['col'], inner['row'])]
+    xy = [tile.first.transform*(col+.5, row+.5) for col,row in zip(inner['col'], inner['row'])]
     found = zip(inner['field_id'], points(xy))
     assert min(fields[i].boundary.distance(point) for i,point in found)>=19.9
     assert len(every['row'])==len(inner['row'])
@@ -450,6 +450,7 @@ dates3 = ('20210410', '20210615', '20210820')
 planet4 = ['blue', 'green', 'red', 'nir']
 planet8 = ['coastal', 'blue', 'green_i', 'green', 'yellow', 'red', 'red_edge', 'nir']
 bands13 = 'B1 B2 B3 B4 B5 B6 B7 B8 B8A B9 B10 B11 B12'.split()
+bands12 = [band for band in bands13 if band!='B10']
 west, north = 600_000, 5_400_000
 
 def write_image(path, a, pixel, crs='EPSG:32632', names=()):
@@ -626,12 +627,12 @@ def test_series_go_on_at_the_date_where_they_stopped(twin, tmp_path, fresh_runs,
     whole = files_of(run)
     shutil.rmtree(run.path)
 
-    asked, cloud_of = [], seasons.cloud_of
-    def killed_at_the_fifth(s2, i, clouds):
+    asked, cloud_at = [], seasons.cloud_at
+    def killed_at_the_fifth(images, i, *args):
         asked.append(i)
         if len(asked)==5: raise KeyboardInterrupt
-        return cloud_of(s2, i, clouds)
-    monkeypatch.setattr(seasons, 'cloud_of', killed_at_the_fifth)
+        return cloud_at(images, i, *args)
+    monkeypatch.setattr(seasons, 'cloud_at', killed_at_the_fifth)
 
     with pytest.raises(KeyboardInterrupt):
         run.get()
@@ -648,6 +649,221 @@ def test_linked_archives_are_found(twin, tmp_path, fresh_runs):
         if folder.is_dir(): (d/folder.name).symlink_to(folder)
     assert pairs(resolve(str(d)), r, 0).get().exists()
     assert series(3, resolve(str(d)), r, 0).get().exists()
+
+# ---------------------------------------------------------------- other sensors
+def only_sentinel2(d):
+    "Take the second sensor out of scene.toml"
+    path = d/'scene.toml'
+    path.write_text(path.read_text().partition('[planetscope]')[0])
+
+def other_second(d, table):
+    "Another second sensor in scene.toml"
+    only_sentinel2(d)
+    path = d/'scene.toml'
+    path.write_text(path.read_text()+table)
+
+def write_second(d, sub, bands, pixel, days=dates3, image=None):
+    "Images of a second sensor that follow the fields: value + 1000 x band, or `image` of it"
+    (d/sub).mkdir()
+    with rasterio.open(next((d/'s2').glob('*.tif'))) as f: value,n = f.read(1).astype(int),f.height
+    m = n*10//pixel
+    under = np.minimum((np.arange(m)*pixel+pixel//2)//10, n-1)
+    coarse = value[under][:,under]
+    a = np.stack([coarse+1000*k for k in range(1, bands+1)])
+    a = image(a) if image else a.astype('uint16')
+    for day in days: write_image(d/sub/f'{day}.tif', a, pixel)
+
+landsat7 = '[landsat]\nfiles = "l8/*.tif"\nmax_days = 3\n'
+radar = '[sentinel1]\nfiles = "s1/*.tif"\nbands = ["VH", "VV"]\n'
+of_own = ('[second]\nname = "drone"\nfiles = "own/*.tif"\nbands = ["red", "thermal"]\n'
+          'use = ["thermal", "red"]\nwindow = 5\n')
+
+def in_dB(a): return (-25+a[:2]/1000).astype('float32')
+
+def test_sentinel2_alone(tmp_path, fresh_runs, capsys):
+    a,b = own_scene(tmp_path/'a'), own_scene(tmp_path/'b')
+    only_sentinel2(b)
+    one = pairs_of(resolve(str(b)))
+    assert not {'planet_data'} & one.keys()
+    assert one['sentinel2_data'].shape==(180, 12)
+    p = pairs(resolve(str(b)), r, 0).get()
+    assert result(p)['alignment'] is None
+    assert 'planetscope' not in json.loads((p/'pairs.card.json').read_text())
+    with h5py.File(p/'pairs.h5') as h:
+        assert 'ps_mean' not in h.attrs
+        assert [s['name'] for s in json.loads(h.attrs['sensors'])]==['sentinel2']
+    changes = dict(train_per_class=8, val_per_class=4)
+    assert_same(*(series_of(1, resolve(str(d)), **changes) for d in (a, b)))
+    main(['check', str(b)])
+    assert 'One sensor alone' in capsys.readouterr().out
+
+def test_ten_bands_that_are_named(tmp_path, fresh_runs, capsys):
+    d = own_scene(tmp_path/'o')
+    ten = [band for band in bands12 if band not in ('B1', 'B9')]
+    edit_toml(d, 'use = []', f'use = {json.dumps(ten[::-1])}')
+    p = pairs_of(resolve(str(d)))
+    assert p['sentinel2_data'].shape[1]==10
+    every = own_scene(tmp_path/'e')
+    twelve = pairs_of(resolve(str(every)))['sentinel2_data']
+    assert (p['sentinel2_data']==twelve[:,[1,2,3,4,5,6,7,8,10,11]]).all()
+    s = series(1, resolve(str(d)), r|dict(train_per_class=8, val_per_class=4), 0).get()
+    with h5py.File(s/'train.h5') as h:
+        assert h['time_series'].shape[2]==10
+        assert json.loads(h.attrs['sensors'])[0]['bands'][-1]=='B12'
+    main(['check', str(d)])
+    assert 'Sentinel-2 lacks B01, B09' in capsys.readouterr().out
+
+@pytest.mark.parametrize('table,sub,bands,pixel,image,want', [
+    (landsat7, 'l8', 7, 30, None, ('landsat_data', 7, 1)),
+    (radar, 's1', 2, 10, in_dB, ('sentinel1_data', 2, 1)),
+    (of_own, 'own', 2, 5, None, ('drone_data', 2, 25))])
+def test_other_second_sensors(tmp_path, fresh_runs, table, sub, bands, pixel, image, want):
+    "Found by name, drawn by date within the tolerance, kept in their unit, judged by shared bands"
+    d = own_scene(tmp_path/'o')
+    days = ['20210412', '20210615', '20210901'] if sub=='l8' else dates3
+    write_second(d, sub, bands, pixel, days, image)
+    other_second(d, table)
+    run = pairs(resolve(str(d)), r, 0)
+    p = h5(run.get()/'pairs.h5')
+    name,*shape = want
+    assert p[name].shape[1:]==tuple(shape)
+    about = result(run)
+    assert about['unmatched']==(['2021-08-20'] if sub=='l8' else [])
+    assert about['alignment']['aligned']-about['alignment']['shuffled']>.3
+    assert ('bands' in about['alignment'])==(sub!='planetscope')
+    with h5py.File(run.path/'pairs.h5') as h:
+        assert len(h.attrs[f'{name[:-5]}_mean'])==bands
+        _,second = json.loads(h.attrs['sensors'])
+    assert second['window']**2==shape[1]
+    if sub=='s1':
+        assert second['unit']=='dB' and second['bands']==['VV', 'VH']
+        dB = p[name]/100-100                         # VH is the first of the file, VV the second
+        np.testing.assert_allclose(dB[:,0]-dB[:,1], 1, atol=.02)
+    if sub=='own': assert second['bands']==['thermal', 'red']
+
+def test_all_bands_of_superdove(tmp_path, fresh_runs):
+    d = own_scene(tmp_path/'o', superdove=True)
+    four = pairs_of(resolve(str(d)))['planet_data']
+    path = d/'scene.toml'
+    head,rest = path.read_text().split('[planetscope]')
+    path.write_text(head+'[planetscope]'+rest.replace('use = []', f'use = {json.dumps(planet8)}'))
+    eight = pairs_of(resolve(str(d)))['planet_data']
+    assert eight.shape[1:]==(8, 9)
+    assert (eight[:,[1,3,5,7]]==four).all()
+
+def test_series_with_a_second_sensor(tmp_path, fresh_runs):
+    "It comes along where it is asked for, and changes nothing else"
+    d = own_scene(tmp_path/'o')
+    (d/'ps/20210615_ps.tif').unlink()
+    changes = dict(train_per_class=8, val_per_class=4)
+    one = series_of(1, resolve(str(d)), **changes)
+    both = series_of(1, resolve(str(d)), second_series=True, **changes)
+    assert both.keys()-one.keys()=={'planetscope_series', 'planetscope_mask'}
+    assert_same(one, {k: both[k] for k in one})
+    assert both['planetscope_series'].shape==(24, 3, 4, 9)
+    mask = both['planetscope_mask']>0
+    assert not mask[:,1].any()
+    assert mask[:,0].mean()>.7
+    b01 = both['time_series'][:,0,0].astype(int)
+    centre = both['planetscope_series'][:,0,0,4].astype(int)
+    np.testing.assert_allclose((centre-b01)[mask[:,0]], 1000, atol=60)
+
+def test_a_wide_image_is_read_in_strips(tmp_path, fresh_runs, monkeypatch):
+    "Pairs and series are those of an image that is read whole"
+    from cropnb.prepare import fields as prepared, pairs as paired
+    d = own_scene(tmp_path/'o')
+    def drawn(): return [pairs_of(resolve(str(d)), clouds='clear'), series_of(1, resolve(str(d)))]
+    whole = drawn()
+    def thin(shape, *_): return [slice(i, min(i+7, shape[0])) for i in range(0, shape[0], 7)]
+    class Strip(paired.OneDate):
+        def __init__(self, images, i): super().__init__(images, i, 0)
+    for module in (prepared, paired): monkeypatch.setattr(module, 'strips', thin)
+    monkeypatch.setattr(paired, 'OneDate', Strip)
+    monkeypatch.setenv('CROPNB_RUNS', str(tmp_path/'again'))
+    for a,b in zip(whole, drawn()): assert_same(a, b)
+
+# ---------------------------------------------------------------- parcels
+def edit_own_parcels(d, change, name='parcels.gpkg'):
+    g = change(gpd.read_file(d/'parcels.gpkg'))
+    if name.endswith('parquet'): g.to_parquet(d/name)
+    else: g.to_file(d/name)
+    if name!='parcels.gpkg': edit_toml(d, 'file = "parcels.gpkg"', f'file = "{name}"')
+
+def test_parcels_without_a_crop_are_kept_and_counted(tmp_path, fresh_runs, capsys):
+    "In GeoParquet"
+    d = own_scene(tmp_path/'o')
+    def forget(g): return g.assign(kind=g.kind.where(g.index%3>0))
+    edit_own_parcels(d, forget, 'parcels.parquet')
+    t = open_tile(d)
+    assert len(t.fields())==66
+    assert len(t.unlabelled('EPSG:32632'))==34
+    assert not set(t.fields().field_id) & set(t.unlabelled().field_id)
+    main(['check', str(d)])
+    assert '34 parcels without a crop: they are kept' in capsys.readouterr().out
+    p = pairs(resolve(str(d)), r, 0).get()
+    card = json.loads((p/'pairs.card.json').read_text())
+    assert card['parcels_left_out']==dict(without_crop=34)
+
+def test_crops_are_renamed_and_merged(tmp_path, fresh_runs):
+    d = own_scene(tmp_path/'o')
+    edit_toml(d, '[parcels.classes]', '[parcels.classes]\nwheat = "cereal"\nbarley = "cereal"')
+    t = open_tile(d)
+    assert t.classes==('cereal', 'maize')
+    assert np.bincount(t.fields().crop).tolist()==[0, 70, 30]
+
+def test_a_raster_of_crops(tmp_path, fresh_runs, capsys):
+    d = own_scene(tmp_path/'o')
+    crop = (np.arange(10)[:,None]*3+np.arange(10))%3+1
+    a = np.kron(crop, np.ones((4, 4), int)).astype('uint8')
+    a[::8] = 0                                     # a path between fields
+    a[39,39] = 9                                   # a patch of one pixel
+    write_image(d/'crops.tif', a[None], 10)
+    edit_toml(d, 'file = "parcels.gpkg"', 'file = "crops.tif"')
+    edit_toml(d, '[parcels.classes]', '[parcels.classes]\n1 = "barley"\n2 = "maize"\n3 = "wheat"')
+    with pytest.raises(ValueError, match='does not have: '):
+        edit_toml(d, '3 = "wheat"', '3 = "wheat"\n7 = "hops"')
+        open_tile(d).classes
+    edit_toml(d, '7 = "hops"', '')
+    t = open_tile(d)
+    assert t.classes==crops3
+    assert t.counts['too_small']==1
+    assert len(pairs_of(resolve(str(d)))['row'])==180
+    main(['check', str(d)])
+    assert '1 patches of the raster' in capsys.readouterr().out
+
+def test_open_scene_is_light_until_it_is_asked_for():
+    code = ('import sys, cropnb; assert not {"geopandas", "torch"} & set(sys.modules); '
+            'cropnb.open_scene; assert "geopandas" in sys.modules')
+    subprocess.run([sys.executable, '-c', code], cwd=root, check=True)
+
+# ---------------------------------------------------------------- orders and dates
+plants = [300, 300, 600, 350, 900, 2800, 3700, 4000, 4200, 4100, 1800, 800]
+ground = [500, 700, 1000, 1400, 1600, 1800, 1900, 2000, 2100, 2200, 2800, 2500]
+
+def real_spectra(d, order=None):
+    "Fields of plants and bare ground in place of made-up values; bands in another order"
+    rng = np.random.default_rng(0)
+    row,col = np.indices((40, 40))
+    a = np.where((row//4+col//4)%2, *(np.array(k)[:,None,None] for k in (plants, ground)))
+    for path in sorted((d/'s2').glob('*.tif')):
+        noisy = (a*rng.uniform(.9, 1.1, a.shape)).astype('uint16')
+        write_image(path, noisy if order is None else noisy[order], 10, names=bands12)
+    only_sentinel2(d)
+
+@pytest.mark.parametrize('order,says', [
+    (None, ''),
+    (list(range(11, -1, -1)), 'in reverse order'),
+    ([0, 3, 2, 1, *range(4, 12)], 'with red and blue swapped')])
+def test_an_order_that_plants_contradict(tmp_path, fresh_runs, order, says):
+    d = own_scene(tmp_path/'o')
+    real_spectra(d, order)
+    def draw(): pairs_of(resolve(str(d)), pairs_per_date=400)
+    def check(): main(['check', str(d)])
+    def learn(): series_of(1, resolve(str(d)), train_per_class=100, val_per_class=20)
+    for job in (draw, check, learn):
+        if not says: job()
+        else:
+            with pytest.raises((ValueError, SystemExit), match=says): job()
 
 def rename_to_april(d):
     (d/'s2/T32_20210410.tif').rename(d/'s2/T32_april.tif')
@@ -676,7 +892,15 @@ def toml(old, new):
     ({}, toml(r"(\d{4})", "(("), 'is not a regular expression'),
     ({}, copy('clouds/cld_20210410.tif', 'clouds/x_20210410.tif'), 'have the same date'),
     ({}, other_coordinates, 'T32_20210615.tif lies on another grid, or in other coordinates'),
-    ({}, toml('"kind"', '"crop"'), 'has no column crop: it has kind')])
+    ({}, toml('"kind"', '"crop"'), 'has no column crop: it has kind'),
+    ({}, lambda d: write_second(d, 'l8', 7, 30, ['20230101']) or other_second(d, landsat7),
+        'no Landsat day within 3 days of any Sentinel-2 acquisition'),
+    ({}, lambda d: write_second(d, 's1', 2, 10, image=lambda a: 10**(in_dB(a)/10))
+        or other_second(d, radar), 'holds linear power .*dB = 10 x log10'),
+    ({}, lambda d: write_second(d, 's1', 2, 10, image=lambda a: (-100*in_dB(a)).astype('int16'))
+        or other_second(d, radar), 'the middle value would be .* dB'),
+    ({}, lambda d: write_second(d, 'own', 2, 5, image=in_dB) or other_second(d, of_own),
+        'at most 0.0001.*unit = "dB" where it holds decibels')])
 def test_bad_own_scene(tmp_path, fresh_runs, scene, change, says):
     d = own_scene(tmp_path/'o', **scene)
     if change is not None: change(d)

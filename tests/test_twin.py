@@ -79,16 +79,16 @@ def test_raw_planetscope_is_cloudy_and_fusion_is_not(fresh_runs):
 def test_every_day_of_planetscope(fresh_runs):
     d = scene('tiny,extent=240,daily=True,dates=3').get()
     assert len(list(d.rglob('sr.tif')))==365
-    assert len(open_tile(d).s2.dates)==3
+    assert len(open_tile(d).first.dates)==3
 
 def test_truth_is_what_a_clear_pixel_sees(fresh_runs):
     "Clean reflectance against the file on a clear day: calibration, haze, noise between, no more"
     run = scene('tiny,clouds=0', 2)
     tile, i = open_tile(run.get()), 6
-    doy = tile.s2.dates[i].astype('datetime64[D]').item().timetuple().tm_yday
+    doy = tile.first.dates[i].astype('datetime64[D]').item().timetuple().tm_yday
     clean = truth(Day(Land(run.recipe), doy), 0, 0, 600)
     infrared = clean['s2'].numpy()[...,7].ravel()
-    seen = (tile.s2[i]/1e4)[...,7].ravel()
+    seen = (tile.first[i]/1e4)[...,7].ravel()
     slope,offset = np.polyfit(infrared, seen, 1)
     assert .9<slope<1.1
     assert abs(offset)<.02

@@ -31,7 +31,8 @@ _corrected = dict(
     dim=256, blocks=4, dropout=0., precision='fp32',
     optimizer='adam', pretrain_lr=1e-3, weight_decay=1e-5,
     stratify=True, block=0, buffer=0, clouds='all', max_days=0,
-    breizh_year=2018, keep_model=True)
+    breizh_year=2018, keep_model=True,
+    bands='all', sensor='first', sees='first')
 
 protocols = dict(
     corrected = _corrected,
@@ -43,7 +44,8 @@ choices = dict(
     position=('index', 'day'),
     precision=('fp32', 'bf16'),
     optimizer=('adam', 'adamw'),
-    clouds=('all', 'clear'))
+    clouds=('all', 'clear'),
+    sees=('first', 'second', 'both'))
 
 _one = dict(least=1, whole=True)
 _counts = (
@@ -59,7 +61,8 @@ key_ranges = dict.fromkeys(_counts, _one) | dict(
     block=dict(least=0),
     buffer=dict(least=0),
     max_days=dict(least=0, whole=True))
-_kinds = dict(method=str, options=dict, stratify=bool, keep_model=bool)
+_kinds = dict(
+    method=str, options=dict, stratify=bool, keep_model=bool, bands=str, sensor=str)
 
 def recipe(
     profile:str='demo', # smoke | demo | paper: the scale
@@ -95,11 +98,12 @@ def pick(
     "A stage takes only the keys it reads, so that the others cannot make it run again"
     return {k: d[k] for k in keys.split()}
 
-# %% ../../nbs/engine/03_recipes.ipynb #6b43d64e
+# %% ../../nbs/engine/03_recipes.ipynb #00e2377b
 absent = dict(
     options={}, pairing='aligned', position='index', dropout=0., precision='fp32', optimizer='adam',
     stratify=True, block=0, buffer=0, clouds='all', max_days=0,
-    fields=0, frozen=True, keep_model=True, judge=[])
+    fields=0, frozen=True, keep_model=True, judge=[],
+    bands='all', sensor='first', sees='first', like='unimodal', second='planetscope')
 
 def named_part(
     r:dict, # A recipe

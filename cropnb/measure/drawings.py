@@ -114,12 +114,12 @@ def corrupted(
     seed:int=0, # Of the draw
 )->plt.Figure: # The spectrum, and what is left of it
     "One sample at each rate"
-    x = p.s2[row:row+1]
+    x = p.x[0][row:row+1]
     with styled():
         fig,axs = plt.subplots(
             1, len(rates), figsize=(7.5, 2.6), sharey=True, layout='constrained')
         for ax,rate in zip(axs, rates):
-            y = corrupt(x, rate, p.s2, torch.Generator().manual_seed(seed))
+            y = corrupt(x, rate, p.x[0], torch.Generator().manual_seed(seed))
             n = _spectrum(ax, x[0], y[0])
             ax.set_title(f'corruption {rate}: {n} of {len(bands)} bands', fontsize=8)
         axs[0].set_ylabel('reflectance')
@@ -178,7 +178,7 @@ def embeddings(
         raise ValueError(f'{p.source}: these pairs do not name their crops and dates')
     i = probe_rows(p, n, 12)
     e = load_encoder(encoder)
-    z = plane(e.embed(p.s2[i]).numpy())
+    z = plane(e.embed(p.x[0][i]).numpy())
     crop = p.about['crop'][i].numpy()
     month = _month(p.about['date'][i])
     with styled():

@@ -13,7 +13,7 @@ from ..encoders import Projector, ResMLP
 # %% ../../nbs/methods/00_base.ipynb #c453eefc
 class Method(nn.Module):
     "An encoder and a projector a view, or one of each for all that share a network"
-    modes = ('unimodal', 'bimodal') # the views that it makes sense with
+    modes = ('unimodal', 'bimodal', 'joint') # views that it makes sense with, and those like them
     paired = True # do the first two outputs belong together? (for the probes)
     def __init__(self,
         views, # `cropnb.views.Views`, for `widths` and `shared`
@@ -28,7 +28,7 @@ class Method(nn.Module):
             self.projectors.append(Projector(dim))
 
     @property
-    def encoder(self)->nn.Module: # Sentinel-2's, which is what is kept
+    def encoder(self)->nn.Module: # The first view's, which is what is kept
         return self.encoders[0]
 
     def network(self,

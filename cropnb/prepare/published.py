@@ -12,7 +12,7 @@ from ..engine.gate import data_set, in_range, new_h5, open_gate, read_numbers
 from ..engine.files import progress
 from .pairs import add_moments, alignment, verdict, write_card
 from .seasons import check_classes, write_series
-from ..engine.bands import crops
+from ..engine.bands import authors_sensors, crops, data_of
 
 # %% ../../nbs/prepare/04_published.ipynb #pu000011
 authors_files = {
@@ -73,6 +73,8 @@ def _check_largest(largest, where):
         'integers of reflectance x 10000 are wanted')
 
 # %% ../../nbs/prepare/04_published.ipynb #pu000033
+_first, _second = authors_sensors # what these files hold
+
 def adopt_pairs(
     folder:Path, # Where `pairs.h5` goes
     recipe:dict, # source
@@ -83,11 +85,11 @@ def adopt_pairs(
     file = folder/'pairs.h5'
     theirs = _need(data, authors_files['pairs'])
     with open_gate(theirs) as a:
-        n = len(data_set(a, 'sentinel2_data', (None, 12), 'iuf'))
-        data_set(a, 'planet_data', (n, 4, 9), 'iuf')
-    with open_gate(theirs) as a, new_h5(file, 96*n) as b:
-        _copy(a, b, 'sentinel2_data', step)
-        _copy(a, b, 'planet_data', step)
+        n = len(data_set(a, data_of(_first), (None, len(_first.bands)), 'iuf'))
+        data_set(a, data_of(_second), (n, len(_second.bands), _second.pixels), 'iuf')
+    features = sum(sensor.features for sensor in authors_sensors)
+    with open_gate(theirs) as a, new_h5(file, 2*features*n) as b:
+        for sensor in authors_sensors: _copy(a, b, data_of(sensor), step)
     add_moments(file, recipe['source'])
     about = dict(
         source=recipe['source'],
@@ -115,7 +117,7 @@ def _read_series(
     path:Path, # A published file of series
 )->dict: # As for `write_series`: no dates, no fields
     with open_gate(path) as h:
-        x = read_numbers(data_set(h, 'time_series', (None, None, 12), 'iuf'))
+        x = read_numbers(data_set(h, 'time_series', (None, None, len(_first.bands)), 'iuf'))
         label = read_numbers(data_set(h, 'crop_labels', (len(x), 1), 'iuf'))[:,0]
     label = _whole_labels(label, f'{path}: crop_labels')
     values = _as_dn(x, f'{path}: time_series')

@@ -5,16 +5,32 @@
 # %% auto #0
 __all__ = ['series_from_table']
 
-# %% ../../nbs/sources/02_table.ipynb #40d6542b
+# %% ../../nbs/sources/02_table.ipynb #59cfdcd1
 import numpy as np, pandas as pd
+from ..engine.bands import s2_bands, sensors
 from .gates import check_classes_fit, days_of
+from .spectra import band_name
 
-# %% ../../nbs/sources/02_table.ipynb #b61ea53c
+# %% ../../nbs/sources/02_table.ipynb #31ad78b0
+def _by_band(
+    bands, # Columns: a list, or a table of column -> band
+)->dict: # Band of Sentinel-2 -> column, in its order
+    "Columns by their bands; raises `ValueError` for what is no band of Sentinel-2, or given twice"
+    named = bands if isinstance(bands, dict) else {column: column for column in bands}
+    found = {band_name(str(band)): column for column,band in named.items()}
+    known = {band: found[band] for band in s2_bands if band in found}
+    if known and len(known)==len(named)==len(bands): return known
+    twelve = not isinstance(bands, dict) and len(named)==len(bands)==12
+    if twelve: return dict(zip(s2_bands, bands))
+    odd = [str(band) for band in named.values() if band_name(str(band)) not in s2_bands]
+    raise ValueError(
+        f'{len(named)} bands given, not 12, and not by name '
+        f"({', '.join(odd) or 'one is there twice'}): "
+        f"name columns by their bands, {', '.join(s2_bands)}, "
+        "or give a table such as {'b2': 'B02'}")
+
 def _check_bands(df, bands):
-    "Raise `ValueError` unless there are twelve bands of reflectance x 10000"
-    if len(bands)!=12 or len(set(bands))!=12:
-        raise ValueError(f'{len(set(bands))} bands given, not 12: '
-                         'name all but B10, in their order')
+    "Raise `ValueError` unless the bands are reflectance x 10000"
     for band in bands:
         kind = df[band].dtype
         if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind):
@@ -34,9 +50,27 @@ def _check_range(values, bands):
         row,col = np.argwhere(odd)[0]
         value = f'{values[row,col]:g} in row {row}'
         raise ValueError(f'Column {bands[col]} holds {value}, which is no '
-                         'reflectance x 10000: put NaN where a value is missing')
+                         'reflectance x 10000: put NaN where a value is missing, '
+                         'or name the value that means it by `missing`')
 
-# %% ../../nbs/sources/02_table.ipynb #203cc7f3
+# %% ../../nbs/sources/02_table.ipynb #8144bf1c
+def _local(times, zone, where):
+    "Times in UTC as times of a zone; raises `ValueError` for what looks like midnights of one"
+    if not pd.api.types.is_datetime64_any_dtype(times.dtype): return times
+    if times.dt.tz is not None: return times
+    if zone:
+        try: there = times.dt.tz_localize('UTC').dt.tz_convert(zone)
+        except (KeyError, ValueError) as e:
+            raise ValueError(f'zone = {zone!r} is not known: write one such as UTC '
+                             'or Europe/Paris') from e
+        return there.dt.tz_localize(None)
+    midnight = times.dt.normalize()
+    evening = (times-midnight).dt.total_seconds()/3600
+    if len(times) and (evening>12).all() and (evening%1==0).all(): raise ValueError(
+        f'{where} holds full hours of the evening alone, such as {times.iloc[0]}: midnights of '
+        'another zone, written in UTC? Name it (zone = "Europe/Paris"), or zone = "UTC"')
+    return times
+
 def _check_kinds(df, column):
     "Raise `ValueError` for a column of text and numbers together"
     kinds = {str if isinstance(v, str) else float for v in df[column].dropna().unique()}
@@ -76,17 +110,25 @@ def _check_table(
     id:str, # As below
     date:str, # As below
     label:str, # As below
-    bands:list, # As below
+    bands:list, # Columns of the bands
+    missing:float|None=None, # As below
+    zone:str='', # As below
 )->pd.DataFrame: # Its whole rows, with the day of each in `_t`
     "The gate of tables: raises `ValueError` for what cannot be a table of parcel series"
     _check_columns(df, [id, date, label, *bands])
+    if missing is not None:
+        df = df.assign(**{band: df[band].mask(df[band]==missing) for band in bands})
     _check_bands(df, bands)
     for column in (id, label): _check_kinds(df, column)
-    df = df.dropna(subset=[id, date, label, *bands])
-    if not len(df):
+    whole = df.dropna(subset=[id, date, label, *bands])
+    if not len(whole):
+        empty = [column for column in (id, date, label, *bands) if df[column].isna().all()]
+        why = f": column {', '.join(empty)} has no value at all, leave it out" if empty else ''
         raise ValueError('No row of the table is whole: each lacks the parcel, the date, '
-                         'the class or a band')
-    days = days_of(df[date].tolist(), f'Column {date}')
+                         f'the class or a band{why}')
+    df = whole
+    times = _local(df[date], zone, f'Column {date}')
+    days = days_of(times.tolist(), f'Column {date}')
     df = df.assign(_t=days.astype('datetime64[ns]'))
     _check_rows(df, id, label)
     check_classes_fit(df[label].unique(), f'Column {label}')
@@ -103,7 +145,7 @@ def _stack_padded(
     for row,a in zip(out, arrays): row[:len(a)] = a
     return out
 
-# %% ../../nbs/sources/02_table.ipynb #3869ff57
+# %% ../../nbs/sources/02_table.ipynb #76d1375e
 def _stack(
     parcels:list, # One table a parcel, in the order of time, with its times in `_t`
     label:str, # As below
@@ -128,13 +170,20 @@ def series_from_table(
     id:str, # Column that names the parcel
     date:str, # Column with the date
     label:str, # Column with the class, the same on each row of a parcel
-    bands:list, # Columns B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12, reflectance x 10000
-)->dict: # Arrays by name, and `classes`: the names of label 1, 2, ...
-    """`time_series` (N,T,12), `mask` and `date` (N,T), `label` (N,) from 1, `field_id` (N,) from 0.
+    bands, # Twelve columns in the order of `s2_bands`; or fewer, named as bands; or column -> band
+    missing:float|None=None, # Means missing, beside NaN: 65535 in WorldCereal's tables
+    zone:str='', # Whose midnights the times are, if they are in UTC: 'Europe/Paris'
+)->dict: # Arrays by name, and `classes`: the names of label 1, 2, ...; `sensors` of fewer bands
+    """`time_series` (N,T,band), reflectance x 10000; `mask`, `date` (N,T); `label` (N,) from 1.
 
-    The order is that of the parcels' names. Rows with a missing value are left out, and parcels of
-    fewer dates are padded at the end, where the mask is false. Raises `ValueError`."""
-    df = _check_table(df, id, date, label, bands)
+    `field_id` (N,) counts from 0, in the order of the parcels' names. Rows with a missing value are
+    left out, and parcels of fewer dates padded at the end, where the mask is false. Raises
+    `ValueError`."""
+    place = _by_band(bands)
+    columns = list(place.values())
+    df = _check_table(df, id, date, label, columns, missing, zone)
     df = df.sort_values([id, '_t'])
     parcels = [g for _,g in df.groupby(id)]
-    return _stack(parcels, label, bands)
+    series = _stack(parcels, label, columns)
+    if len(place)==12: return series
+    return series|dict(sensors=[sensors['sentinel2'].pick(place)])

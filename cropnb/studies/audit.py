@@ -26,7 +26,7 @@ from .crowd import crowd_pairs, crowd_task
 class IdenticalViews(Unimodal):
     "D2: corruption in place, so that both views are the same corrupted tensor"
     def __call__(self, pairs, rows, g):
-        corrupted = corrupt(pairs.s2[rows], self.corruption, pairs.s2, g)
+        corrupted = corrupt(pairs.x[0][rows], self.corruption, pairs.x[0], g)
         both = normalise(corrupted, *pairs.norm[0])
         return [both, both]
 
@@ -51,15 +51,15 @@ def corrupt_batch(
 class UnimodalByBatch(Unimodal):
     "D5 in place of SCARF"
     def __call__(self, pairs, rows, g):
-        s2 = pairs.s2[rows]
-        lossy = corrupt_batch(s2, self.corruption, pairs.s2, g)
+        s2 = pairs.x[0][rows]
+        lossy = corrupt_batch(s2, self.corruption, pairs.x[0], g)
         return [normalise(x, *pairs.norm[0]) for x in (s2, lossy)]
 
 class BimodalByBatch(Bimodal):
     "D5 in place of SCARF, in both sensors"
     def __call__(self, pairs, rows, g):
-        s2 = corrupt_batch(pairs.s2[rows], self.corruption, pairs.s2, g)
-        ps = corrupt_batch(pairs.ps[rows], self.corruption, pairs.ps, g)
+        s2 = corrupt_batch(pairs.x[0][rows], self.corruption, pairs.x[0], g)
+        ps = corrupt_batch(pairs.x[1][rows], self.corruption, pairs.x[1], g)
         return [normalise(s2, *pairs.norm[0]), normalise(ps, *pairs.norm[1])]
 
 # %% ../../nbs/studies/02_audit.ipynb #7c7c79f0
@@ -75,8 +75,8 @@ def load_reshaped(*args):
     p = Pairs(*args)
     date = p.about['date']
     for day in torch.unique(date):
-        p.ps[date==day] = reshaped(p.ps[date==day])
-    ps = p.ps.float()/1e4
+        p.x[1][date==day] = reshaped(p.x[1][date==day])
+    ps = p.x[1].float()/1e4
     p.norm[1] = ps.mean(0), ps.std(0)
     return p
 

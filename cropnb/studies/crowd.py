@@ -17,7 +17,7 @@ from ..prepare.pairs import add_moments
 from ..prepare.seasons import own_task
 from ..data import pairs as pairs_of
 from ..controls import raw
-from ..engine.bands import crops
+from ..engine.bands import authors_sensors, crops
 from ..twin.optics import shipped
 from ..twin.sample import Crowd, day_tables, draw_places, sample_series, see_day, see_planet
 from ..twin.sensors import to_int
@@ -50,17 +50,25 @@ def clear_dates(
     return clear | hopeless
 
 # %% ../../nbs/studies/00_crowd.ipynb #89200e31
+def _planet_of(drawn): # gaps are filled, so it is there on every date
+    return dict(
+        sensors=authors_sensors,
+        planetscope_series=drawn['ps'],
+        planetscope_mask=np.ones_like(drawn['clear']))
+
 def labelled_series(
     crowd:Crowd, # Its fields
     pixels:int, # Places in each field
     clear:bool=False, # Mask what is cloudy or in a cloud's shadow, by the simulator's own truth
+    planet:bool=False, # PlanetScope's windows beside them?
 )->dict: # What `cropnb.data.own_task` takes: time_series (n, dates, 12), mask, date, label, ...
     "A year at some places of each field, with the crop that grows there"
-    drawn = sample_series(crowd, pixels)
+    drawn = sample_series(crowd, pixels, planet)
     keep = np.ones_like(drawn['clear'])
     if clear: keep = clear_dates(drawn['clear'])
     days = since_1970(crowd.days)
-    return dict(
+    second = _planet_of(drawn) if planet else {}
+    return second | dict(
         time_series=drawn['x'],
         mask=keep,
         date=np.tile(days, (len(keep), 1)),
@@ -91,7 +99,8 @@ def make_crowd_task(
         dates=recipe['dates'],
         weather=scene,
         **recipe['dial'])
-    series = labelled_series(crowd, recipe['pixels'], recipe['clear'])
+    series = labelled_series(
+        crowd, recipe['pixels'], recipe['clear'], recipe.get('planet', False))
     counts = own_task(folder, series, _source, scene, .4)
     if not recipe['own_moments']: _drop_moments(folder)
     return counts
@@ -163,6 +172,7 @@ def crowd_task(
     part:str='train', # train | test: DENETHOR's tile and year
     clear:bool=False, # Mask what is cloudy or in a cloud's shadow
     own_moments:bool=False, # Normalised by itself; else as the encoder was
+    planet:bool=False, # PlanetScope's windows beside the series?
     **dial, # Changes of `Crowd`'s settings
 )->Run: # train.h5 and val.h5
     "A task of simulated fields, as a run"
@@ -170,6 +180,7 @@ def crowd_task(
         seed=seed, scene=scene, part=part, optics=shipped,
         fields=fields, pixels=pixels, dates=dates,
         clear=clear, own_moments=own_moments, dial=dial)
+    if planet: recipe['planet'] = True
     return Run(stage, recipe, make_crowd_task)
 
 # %% ../../nbs/studies/00_crowd.ipynb #49ca6a11

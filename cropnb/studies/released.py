@@ -73,7 +73,7 @@ def off_centre(
 class UnimodalReleased(Unimodal):
     "D2 and D5 in place of SCARF"
     def __call__(self, pairs, rows, g):
-        s2 = corrupt_batch(pairs.s2[rows], self.corruption, pairs.s2, g)
+        s2 = corrupt_batch(pairs.x[0][rows], self.corruption, pairs.x[0], g)
         both = normalise(s2, *pairs.norm[0])
         return [both, both]
 

@@ -368,18 +368,22 @@ def sample_pairs(
 def sample_series(
     crowd:Crowd, # Whose fields
     per_field:int=1, # Places in each field
-)->dict: # x (n, dates, 12) uint16; clear (n, dates) bool; crop, field (n,)
+    planet:bool=False, # Also PlanetScope's windows of the same dates?
+)->dict: # x (n, dates, 12) uint16; clear (n, dates) bool; crop, field (n,); ps (n, dates, 4, 9)
     "A year at each place"
     field = torch.arange(len(crowd.crop)).repeat_interleave(per_field)
     p = draw_places(crowd, len(field), 'series', field)
     shape = len(field), len(crowd.days)
     x = np.empty((*shape, 12), 'uint16')
     clear = np.empty(shape, bool)
+    out = dict(x=x, clear=clear, crop=crowd.crop[field.numpy()], field=field.numpy())
+    if planet: out['ps'] = np.empty((*shape, 4, 9), 'uint16')
     for i in range(len(crowd.days)):
-        day = see_day(crowd, i, p, planet=False)
+        day = see_day(crowd, i, p, planet)
         x[:,i] = to_int(day['s2'])
         clear[:,i] = day['kind'].cpu().numpy()==0
-    return dict(x=x, clear=clear, crop=crowd.crop[field.numpy()], field=field.numpy())
+        if planet: out['ps'][:,i] = to_int(day['ps'])
+    return out
 
 # %% ../../nbs/twin/06_sample.ipynb #dc4b9eee
 def _write_pairs(path, crowd, n):

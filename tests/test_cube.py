@@ -1,0 +1,347 @@
+"Cubes: as written by several tools, refused where wrong, bounded in memory, and real ones"
+import json, shutil, subprocess, sys
+from pathlib import Path
+import geopandas as gpd, h5py, numpy as np, pytest, xarray as xr
+from shapely.geometry import box
+from conftest import root
+from cropnb.engine.bands import sensors
+from cropnb.sources.cube import Cube, open_cube, open_dataset, parcels_of_labels
+
+four = sensors['sentinel2'].pick(['B02', 'B03', 'B04', 'B08'])
+west, north, shape = 600_000, 5_000_000, (12, 10)
+
+def grid(step=10, shape=shape):
+    rows, cols = shape
+    return dict(y=north-step*(np.arange(rows)+.5), x=west+step*(np.arange(cols)+.5))
+
+def made(dates=3, bands=four.bands, dtype='uint16', seed=0, step=10, shape=shape):
+    rng = np.random.default_rng(seed)
+    time = np.datetime64('2021-04-01T10:30', 'ns')+np.arange(dates)*np.timedelta64(5, 'D')
+    ds = xr.Dataset(coords=dict(time=time, **grid(step, shape)))
+    for band in bands:
+        values = rng.integers(200, 4000, (dates, *shape)).astype(dtype)
+        ds[band] = ('time', 'y', 'x'), values
+    return ds.rio.write_crs('EPSG:32632')
+
+expected = np.stack([made()[band].values[1] for band in four.bands], -1)
+
+# ---------------------------------------------------------------- ways of writing
+def scaled(ds):
+    for band in four.bands: ds[band].attrs.update(scale_factor=.0001, _FillValue=65535)
+    return ds
+
+def shifted(ds):
+    "Baseline 04.00: reflectance = raw*.0001 - .1"
+    out = ds+1000
+    for band in four.bands: out[band].attrs.update(scale_factor=.0001, add_offset=-.1)
+    return out.assign_attrs(ds.attrs)
+
+def stackstac(ds):
+    "One array with a band dimension, coordinates of corners, and the CRS as a coordinate"
+    from affine import Affine
+    a = ds.drop_vars('spatial_ref').to_dataarray('band').transpose('time', 'band', 'y', 'x')
+    a = a.assign_coords(x=a.x-5, y=a.y+5, epsg=32632)
+    a.attrs['transform'] = Affine(10, 0, west, 0, -10, north)
+    return a.rename('stackstac-1')
+
+def openeo(ds):
+    "Dimensions t, y, x and the CRS in a variable `crs`"
+    ds = ds.rename(time='t', spatial_ref='crs')
+    for band in four.bands:
+        ds[band].attrs['grid_mapping'] = 'crs'
+        ds[band].encoding.pop('grid_mapping', None)
+    return ds
+
+ways = dict(
+    plain=lambda ds: ds,
+    scaled=scaled,
+    shifted=shifted,
+    stackstac=stackstac,
+    openeo=openeo,
+    int32=lambda ds: ds.astype('int32'),
+    south_first=lambda ds: ds.sortby('y'),
+    west_last=lambda ds: ds.isel(x=slice(None, None, -1)),
+    other_order=lambda ds: ds.transpose('x', 'y', 'time'),
+    shuffled_dates=lambda ds: ds.isel(time=[2, 0, 1]),
+    common_names=lambda ds: ds.rename(B02='blue', B03='green', B04='red', B08='nir'),
+    product_names=lambda ds: ds.rename({band: f'S2-L2A-{band}' for band in four.bands}),
+    more_variables=lambda ds: ds.assign(angle=('time', np.ones(3)), B10=ds.B02))
+
+@pytest.mark.parametrize('how', ['memory', 'dask', 'netcdf', 'zarr2', 'zarr3'])
+@pytest.mark.parametrize('way', ways)
+def test_the_same_values_from_each_way_of_writing(tmp_path, way, how):
+    ds = ways[way](made())
+    if how=='dask': ds = ds.chunk()
+    if how not in ('memory', 'dask'):
+        if isinstance(ds, xr.DataArray):
+            ds.attrs['transform'] = tuple(ds.attrs['transform'])[:6]
+            ds = ds.to_dataset(promote_attrs=True)
+        file = tmp_path/'s2'
+        if how=='netcdf': ds.to_netcdf(file, engine='h5netcdf')
+        else: ds.to_zarr(file, zarr_format=int(how[-1]), consolidated=False)
+        ds = file
+    cube = Cube(ds, four)
+    assert cube.crs=='EPSG:32632'
+    assert tuple(cube.transform)[:6]==(10, 0, west, 0, -10, north)
+    assert cube.shape==shape
+    assert [str(d) for d in cube.dates]==['2021-04-01', '2021-04-06', '2021-04-11']
+    assert cube[1].dtype=='uint16'
+    assert (cube[1]==expected).all()
+    assert (cube.read(1, slice(2, 7), slice(3, None))==expected[2:7,3:]).all()
+
+def test_any_window_is_a_part_of_the_whole():
+    fine = made(bands=['B02', 'B03'])
+    coarse = made(bands=['B04', 'B08'], step=20, shape=(6, 5), seed=1).sortby('y')
+    cube = Cube([fine, coarse], four)
+    whole = cube[2]
+    assert (whole[::2,::2,2]==whole[1::2,1::2,2]).all()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        (top, bottom), (left, right) = (np.sort(rng.integers(0, n+1, 2)) for n in shape)
+        rows, cols = slice(top, bottom), slice(left, right)
+        assert (cube.read(2, rows, cols)==whole[rows,cols]).all()
+
+def test_decibel_and_power_are_the_same():
+    sensor = sensors['sentinel1']
+    power = made(bands=['VV', 'VH']).astype('float32')/20_000
+    decibel = 10*np.log10(power)
+    decibel = decibel.assign_coords(power.coords)
+    a, b = Cube(decibel, sensor), Cube(power, sensor, dict(unit='power'))
+    assert np.abs(a[0].astype(int)-b[0]).max()<=1
+    assert 8000<np.median(a[0])<10_000
+    with pytest.raises(ValueError, match='linear power, not dB'): Cube(power, sensor)
+    with pytest.raises(ValueError, match='no linear power'):
+        Cube(-decibel.clip(max=-1e-3)*1e6, sensor, dict(unit='power'))
+
+# ---------------------------------------------------------------- refused
+def without_crs(ds): return ds.drop_vars('spatial_ref')
+def first_band_objects(ds): return ds.assign(B02=ds.B02.astype(object))
+def irregular(ds): return ds.isel(x=[0, 1, 2, 3, 7])
+def text_dates(ds): return ds.assign_coords(time=['1.4.21', '6.4.21', '7.4.21'])
+def with_gap(ds): return ds.assign_coords(time=np.array([*ds.time.values[:2], 'NaT'], 'M8[ns]'))
+def twice(ds): return ds.assign_coords(time=ds.time.values[[0, 0, 1]])
+def lost_band(ds): return ds.assign(B03=ds.B03.astype(float)*np.nan)
+
+wrong = dict(
+    no_crs=(without_crs, 'no coordinate system: state it'),
+    degrees=(lambda ds: ds.rio.write_crs('EPSG:4326'), 'is in degrees'),
+    no_time=(lambda ds: ds.isel(time=0, drop=True), 'none of which is time'),
+    time_is_numbers=(lambda ds: ds.assign_coords(time=[1, 2, 3]), 'the date 1 is not'),
+    time_is_text=(text_dates, "'1.4.21' is not written as"),
+    time_has_no_values=(lambda ds: ds.drop_vars('time'), 'time has no dates'),
+    time_is_missing=(with_gap, r'a date is missing \(NaT\)'),
+    two_of_a_day=(twice, 'two acquisitions on 2021-04-01: merge'),
+    no_band=(lambda ds: ds.drop_vars('B08'), 'no band B08 of sentinel2: it has B02, B03, B04'),
+    band_twice=(lambda ds: ds.assign(red=ds.B04), 'B04 of sentinel2 is there as B04 and red'),
+    objects=(first_band_objects, 'B02 holds object, not numbers'),
+    reflectance=(lambda ds: ds.astype(float)/1e4, 'set scale = 1'),
+    scaled_twice=(lambda ds: ds.astype(float)*1e4, 'median reflectance'),
+    irregular=(irregular, 'x does not run in equal steps'),
+    no_coordinates=(lambda ds: ds.drop_vars('x'), 'x has no coordinates'),
+    one_column=(lambda ds: ds.isel(x=[0]), 'at least two numbers'),
+    lost_band=(lost_band, 'band B03 has no value where others have'))
+
+@pytest.mark.parametrize('kind', wrong)
+def test_a_wrong_cube_is_named(kind):
+    change, says = wrong[kind]
+    with pytest.raises(ValueError, match=says): Cube(change(made()), four)
+
+wrong_keys = dict(
+    unit=(dict(unit='power'), "unit = 'power' of sentinel2"),
+    same_day=(dict(same_day='yes'), 'not refuse or merge'),
+    scale=(dict(scale=0), 'scale = 0 has to be above 0'),
+    crs=(dict(crs='EPSG:nothing'), 'is not one'),
+    clouds=(dict(clouds='SCL'), 'no variable SCL for clouds: it has B02'))
+
+@pytest.mark.parametrize('kind', wrong_keys)
+def test_a_wrong_key_is_named(kind):
+    keys, says = wrong_keys[kind]
+    with pytest.raises(ValueError, match=says): Cube(made(), four, keys)
+
+def test_mixed_grids():
+    half = made(bands=['B08'])
+    moved = half.assign_coords(x=half.x+5)
+    rest = made(bands=['B02', 'B03', 'B04'])
+    with pytest.raises(ValueError, match='same resolution: resample'): Cube([rest, moved], four)
+    with pytest.raises(ValueError, match='B08 is also in'): Cube([made(), half], four)
+    other = half.rio.write_crs('EPSG:32633')
+    with pytest.raises(ValueError, match='EPSG:32632 and EPSG:32633'): Cube([rest, other], four)
+    fewer = half.isel(time=[0, 1])
+    with pytest.raises(ValueError, match='B08 has other days'): Cube([rest, fewer], four)
+    small = half.isel(x=slice(0, 5))
+    with pytest.raises(ValueError, match='does not cover'): Cube([rest, small], four)[0]
+
+def test_one_date_is_enough_to_look_at():
+    assert len(Cube(made(dates=1), four))==1
+    assert len(Cube(made().isel(time=1), four))==1
+
+def test_offset_of_the_user():
+    ds = made()+1000
+    ds = ds.rio.write_crs('EPSG:32632')
+    assert (Cube(ds, four, dict(offset=-1000))[1]==expected).all()
+    for band in four.bands: ds[band].attrs.update(scale_factor=.0001, add_offset=-.1)
+    with pytest.raises(ValueError, match='only one can be right'):
+        Cube(ds, four, dict(offset=-1000))
+
+def test_missing_values():
+    ds = made(dtype='float32')
+    ds.B02[0, 0, 0] = np.nan
+    for band in four.bands: ds[band][0, 1, 1] = 0
+    ds.B03[0, 2, 2] = -9999
+    ds.B03.attrs['_FillValue'] = -9999
+    ds.B04[0, 3, 3] = 60_000
+    ds.B08[0, 4, 4] = -20
+    x = Cube(ds, four, dict(highest=20_000))[0]
+    for k in range(4): assert not x[k,k].any()
+    assert x[4,4,3]==1                                             # noise below 0 is seen
+    assert (x==0).all(2).sum()==4
+
+# ---------------------------------------------------------------- files from outside
+def test_hdf5_that_points_elsewhere(tmp_path):
+    path = tmp_path/'s2.nc'
+    made().to_netcdf(path, engine='h5netcdf')
+    with h5py.File(path, 'a') as h: h['secret'] = h5py.ExternalLink('/etc/passwd', '/x')
+    with pytest.raises(ValueError, match='secret is a link to another file'): open_dataset(path)
+    raw = tmp_path/'raw.nc'
+    with h5py.File(raw, 'w') as h:
+        h.create_dataset('B02', (4,), 'uint8', external=[('/etc/passwd', 0, 4)])
+    with pytest.raises(ValueError, match='values of B02 lie in another file'): open_dataset(raw)
+    virtual = tmp_path/'virtual.nc'
+    layout = h5py.VirtualLayout((4,), 'uint8')
+    layout[:] = h5py.VirtualSource(str(raw), 'B02', (4,))
+    with h5py.File(virtual, 'w') as h: h.create_virtual_dataset('B02', layout)
+    with pytest.raises(ValueError, match='values of B02 lie in another file'): open_dataset(virtual)
+
+def test_zarr_with_a_pickle(tmp_path):
+    made().to_zarr(tmp_path/'a.zarr', zarr_format=2, consolidated=False)
+    array = tmp_path/'a.zarr'/'B02'/'.zarray'
+    said = json.loads(array.read_text())
+    for change in (dict(dtype='|O', filters=[dict(id='pickle')]), dict(filters=[dict(id='pickle')]),
+                   dict(dtype='|O', filters=None)):
+        array.write_text(json.dumps(said|change))
+        with pytest.raises(ValueError, match='array of objects'): open_dataset(tmp_path/'a.zarr')
+
+def test_files_that_are_no_cube(tmp_path):
+    path = tmp_path/'s2.nc'
+    with pytest.raises(FileNotFoundError, match='name a NetCDF file'): open_dataset(path)
+    path.write_text('no')
+    with pytest.raises(ValueError, match='neither NetCDF 4 nor'): open_dataset(path)
+    path.unlink()
+    made().to_netcdf(path, engine='h5netcdf')
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole)//3])
+    with pytest.raises(ValueError, match='cannot be read as NetCDF'): open_dataset(path)
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(ValueError, match='cannot be read as Zarr'): open_dataset(tmp_path/'empty')
+
+# ---------------------------------------------------------------- a scene
+def squares(n=4):
+    polygons = [box(west+20*i, north-60, west+20*i+20, north-10) for i in range(n)]
+    crop = ['Rye', 'Wheat', None, ''][:n]
+    return gpd.GeoDataFrame(dict(crop=crop), geometry=polygons, crs='EPSG:32632')
+
+@pytest.mark.parametrize('suffix', ['gpkg', 'parquet', 'geojson'])
+def test_parcels_of_any_format(tmp_path, suffix):
+    file = tmp_path/f'parcels.{suffix}'
+    g = squares().to_crs(4326)
+    if suffix=='parquet': g.to_parquet(file)
+    else: g.to_file(file)
+    tile = open_cube(made(), file, sensor=four, second=made(bands=sensors['landsat'].bands),
+                     second_sensor='landsat')
+    assert tile.classes==('Rye', 'Wheat')
+    assert tile.fields().crop.tolist()==[1, 2]
+    assert len(tile.unlabelled('EPSG:32632'))==2
+    assert [image.sensor.name for image in tile.images]==['sentinel2', 'landsat']
+    assert tile.files()==[file]
+    assert '2 parcels of 2 crops, 2 without a crop' in repr(tile)
+
+def test_parcels_that_do_not_fit(tmp_path):
+    g = squares()
+    with pytest.raises(ValueError, match='no column kind: it has crop'):
+        open_cube(made(), g, sensor=four, column='kind')
+    with pytest.raises(ValueError, match='no parcel lies in the images'):
+        open_cube(made(), g.set_geometry(g.translate(1e5)), sensor=four)
+    with pytest.raises(ValueError, match='reproject one of them'):
+        open_cube(made(), g, made().rio.write_crs('EPSG:32633'), four, four)
+    with pytest.raises(ValueError, match='none.parquet cannot be read as parcels'):
+        open_cube(made(), tmp_path/'none.parquet', sensor=four)
+
+# ---------------------------------------------------------------- memory
+many = '''
+import resource, sys
+import numpy as np
+from cropnb.engine.bands import sensors
+from cropnb.sources.cube import Cube
+
+cube = Cube(sys.argv[1], sensors['sentinel2'].pick(sys.argv[2].split()))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+whole = cube[0]
+at = np.random.default_rng(0).integers(0, 3000, (2, 2000))
+seasons = [cube.read(i, slice(1000, 1500), slice(0, 500)).mean() for i in range(len(cube))]
+series = np.stack([cube[i][at[0], at[1]] for i in range(5)])
+print(before//1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+'''
+
+def large_zarr(path, bands, dates=72, side=3000, chunk=500):
+    "Chunks of one date; the first of each band is written, the others are copies of its file"
+    ds = xr.Dataset(coords=dict(
+        time=np.datetime64('2021-01-01', 'ns')+np.arange(dates)*np.timedelta64(5, 'D'),
+        **grid(shape=(side, side))))
+    ds = ds.rio.write_crs('EPSG:32632')
+    ds.to_zarr(path, zarr_format=2, consolidated=False)
+    import zarr
+    store = zarr.open_group(path, mode='a', zarr_format=2)
+    values = np.random.default_rng(0).integers(200, 4000, (1, chunk, chunk), 'uint16')
+    for band in bands:
+        shape, chunks = (dates, side, side), (1, chunk, chunk)
+        a = store.create_array(band, shape=shape, chunks=chunks, dtype='uint16')
+        a.attrs['_ARRAY_DIMENSIONS'] = ['time', 'y', 'x']
+        a[:1,:chunk,:chunk] = values
+        first, n = Path(path)/band/'0.0.0', side//chunk
+        for name in np.ndindex(dates, n, n):
+            to = first.with_name('.'.join(map(str, name)))
+            if to!=first: to.hardlink_to(first)
+    return path
+
+@pytest.mark.slow
+def test_memory_on_a_large_cube(tmp_path):
+    "72 dates x 10 bands x 3000 x 3000: 13 GB as uint16; below 2 GB at any time"
+    ten = 'B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'
+    path = large_zarr(tmp_path/'large.zarr', ten.split())
+    done = subprocess.run([sys.executable, '-c', many, str(path), ten], cwd=root,
+                          capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    before, most = map(int, done.stdout.split())
+    print(f'{before} MB after opening, {most} MB at most')
+    shutil.rmtree(path)
+    assert most<2000
+
+# ---------------------------------------------------------------- real ones
+def patch(folder, place):
+    def files(kind): return sorted(folder.glob(f'{kind}_{place}*.nc'))
+    return dict(
+        sentinel2=files('S2_L2A_10m')+files('S2_L2A_20m'), landsat=files('L8_SR_10m'),
+        sentinel1=files('S1_GRD-ASCENDING_20m'), crops=files('OUTPUT_POLY-110_10m'))
+
+def test_flanders(sample):
+    files = patch(sample('flanders_patches'), '00002806639B424A')
+    ten = sensors['sentinel2'].pick('B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'.split())
+    cube = Cube(files['sentinel2'], ten)
+    assert (len(cube), cube.shape, cube.crs)==(118, (64, 64), 'EPSG:32631')
+    assert cube.cloud_name=='SCL'
+    clear = [i for i in range(118) if cube.clouds(i).mean()<5]
+    assert len(clear)>20
+    nir, red = np.median(cube[clear[0]], (0, 1))[[6, 2]]
+    assert nir>red>200
+    six = sensors['landsat'].pick([f'B{i}' for i in range(2, 8)])
+    with pytest.raises(ValueError, match='two acquisitions on'): Cube(files['landsat'], six)
+    landsat = Cube(files['landsat'], six, dict(same_day='merge', highest=20_000))
+    assert len(landsat)==24
+    assert landsat[3].max()<=20_000
+    radar = Cube(files['sentinel1'], 'sentinel1')
+    vv, vh = np.median(radar[0], (0, 1))/100-100
+    assert -25<vh<vv<0
+    parcels = parcels_of_labels(files['crops'][0], 'CT', 20)
+    tile = open_cube(cube, parcels, landsat)
+    assert len(tile.fields())==14
+    assert tile.classes==('1200', '2130', '5100', '7900', '9120')
