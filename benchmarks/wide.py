@@ -3,7 +3,8 @@
     python benchmarks/wide.py [pixels] [dates] [folder]
 
 Writes compressed images of 12 bands, a sixteenth as many Landsat pixels, and parcels that cover
-all of it, to a temporary folder; then checks the scene, draws pairs with and without clouds, and series.
+all of it, to a temporary folder; then checks the scene, draws pairs, those without clouds, and
+series.
 Prints seconds and the peak memory of each.
 """
 import json, resource, subprocess, sys, tempfile, time

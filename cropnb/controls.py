@@ -60,6 +60,7 @@ def set_norms(
     p:Pairs, # The set
     views:Views, # How it is shown
     step:int=65_536, # Rows at a time
+    order:torch.Tensor|None=None, # (N,) of the rows; `None`: as they lie
 ):
     "One label-free pass over the pairs"
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d)]
@@ -67,7 +68,9 @@ def set_norms(
         m.reset_running_stats()
         m.momentum = None # a plain average
     net.train()
-    for i in range(0, len(p)-1, step): net(views.whole(p, slice(i, i+step)))
+    for i in range(0, len(p)-1, step):
+        rows = slice(i, i+step)
+        net(views.whole(p, rows if order is None else order[rows]))
 
 # %% ../nbs/02_controls.ipynb #f35ac3ae
 def make_untrained(

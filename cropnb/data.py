@@ -43,6 +43,11 @@ class OnDisk(Folder):
         files = open_tile(self.path, part).files()
         return Folder(self.path, files)
 
+    @property
+    def second(self)->str: # Name of the sensor beside Sentinel-2; '' where there is none
+        images = open_tile(self.path, 'train').second
+        return images.sensor.name if images else ''
+
     def parcels(self, year:int)->Folder: # BreizhCrops of that year
         return find_parcels(self.path, year)
 
@@ -124,6 +129,7 @@ def pairs(
     own = dict(
         source=data.name,
         data=tile.id,
+        second=data.second,
         seed=derive(seed, 'pairs'),
         **pick(r, 'pairs_per_date max_days clouds buffer'))
     fields = split(data, 'train', r, seed)
@@ -160,7 +166,8 @@ def _pixels(task, data, r, seed): # The series of tasks 1 and 2
     return Run('series', own, make_pixels, data=tile, split=fields)
 
 def _second(r): # What is asked of a second sensor: nothing, unless a network is to see it
-    wanted = r.get('second_series', r.get('sees', 'first')!='first')
+    seen = r.get('sees', 'first'), r.get('sensor', 'first')
+    wanted = r.get('second_series', seen!=('first', 'first'))
     return dict(second_series=True, **pick(r, 'max_days')) if wanted else {}
 
 # %% ../nbs/00_data.ipynb #528eb876

@@ -75,29 +75,32 @@ class Encoder:
 def _listed(sensors):
     return ' and '.join(f'{s.name} ({len(s.bands)} bands)' for s in sensors)
 
-# %% ../nbs/02_encoder_file.ipynb #97ac4dc8
-@torch.no_grad()
-def embed(
-    self:Encoder, # An encoder
-    series=None, # (..., bands) of its first sensor, stored values: pixels, or seasons (N, T, bands)
-    mean=None, # (bands,) to normalise the first sensor with statistics of the data's own
-    std=None, # (bands,) likewise
-    step:int=262_144, # Pixels at a time
-    bands=None, # Names in the array: a list (first sensor), or sensor -> list; `None`: its own
-    **by_name, # sensor=array, (..., bands) or (..., bands, pixels of the window), or `None`
-)->torch.Tensor: # (..., 256), or (..., features) from the identity
-    "Embeddings of pixels or seasons, in eval mode, each date by itself; raises `ValueError`"
-    named = _bands_of(self, bands)
-    shape, values, there = _values(self, _arrays(self, series, by_name), named)
-    mean, std = _moments(self, mean, std, named[self.sensors[0].name])
-    device = next(self.net.parameters(), mean).device
-    mean, std = mean.to(device), std.to(device)
-    starts = range(0, shape.numel(), step) or [0]
-    blocks = ([v if v is None else v[i:i+step].to(device) for v in values] for i in starts)
-    made = [self.net(_input(self, block, there, mean, std)) for block in blocks]
-    return torch.cat(made).reshape(*shape, made[0].shape[1])
-Encoder.embed = embed
+# %% ../nbs/02_encoder_file.ipynb #56e4b2b8
+def _as_tensor(series):
+    "Raise `TypeError` for what is not an array of numbers, `ValueError` for one with a mask"
+    if torch.is_tensor(series): return series
+    if np.ma.is_masked(series):
+        raise ValueError('This array has masked values: fill them with 0, as on disk')
+    a = np.asarray(series)
+    if a.dtype.kind in 'iuf': return torch.as_tensor(a)
+    say = 'one array of integers or floats is wanted, of one length along each axis'
+    raise TypeError(f'series has the type {a.dtype}: {say}')
 
+def _check_stored(x, sensor):
+    "Raise `ValueError` for what is not stored as on disk"
+    some = x.is_floating_point() and x.numel()
+    if some and x.abs().max()<20 and sensor.unit=='dB': raise ValueError(
+        f'{sensor.name}: these look like dB or power: {sensor.stored} is wanted, as on disk')
+    if some and x.abs().max()<20:
+        raise ValueError('These look like reflectances in 0..1: multiply them by 10000, as on disk')
+    if some and not torch.isfinite(x).all():
+        raise ValueError('series holds NaN or infinity: fill what was not observed with 0')
+    if x.dtype in _signed and x.numel() and x.min()<-1000: # noise of dark pixels is smaller
+        raise ValueError(f'series holds {x.min().item()}: fill nodata with 0, as on disk')
+
+_signed = (torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+
+# %% ../nbs/02_encoder_file.ipynb #331be531
 def _bands_of(enc, bands):
     "Sensor -> the names of the bands in its array"
     first = enc.sensors[0].name
@@ -120,6 +123,7 @@ def _arrays(enc, series, by_name):
         f"This encoder needs {', '.join(names)}, and {', '.join(lacking)} was not given")
     return arrays
 
+# %% ../nbs/02_encoder_file.ipynb #47c11129
 def _values(enc, arrays, named):
     "Shape without the last axes, (n, features) a sensor or `None`, and which bands are there"
     shapes, values, there = [], [], []
@@ -167,6 +171,7 @@ def _own_bands(enc, x, sensor, names):
         if band in names: own[:,i] = x[:,names.index(band)]
     return own.flatten(1)
 
+# %% ../nbs/02_encoder_file.ipynb #ccfb0590
 def _moments(enc, mean, std, names):
     "Mean and sd of each band, with those of the data's own for the first sensor"
     found = []
@@ -185,6 +190,7 @@ def _replaced(own, given, bands, names):
         if band in names: own[i] = given[list(names).index(band)]
     return own
 
+# %% ../nbs/02_encoder_file.ipynb #210bb298
 def _input(enc, values, there, mean, std):
     "What the network is given of some pixels"
     n = next(len(v) for v in values if v is not None)
@@ -205,29 +211,28 @@ def _observed(values, n, x):
     nothing = torch.zeros(n, dtype=torch.bool, device=x.device)
     return torch.stack([nothing if v is None else (v.float()!=0).any(1) for v in values], 1)
 
-def _as_tensor(series):
-    "Raise `TypeError` for what is not an array of numbers, `ValueError` for one with a mask"
-    if torch.is_tensor(series): return series
-    if np.ma.is_masked(series):
-        raise ValueError('This array has masked values: fill them with 0, as on disk')
-    a = np.asarray(series)
-    if a.dtype.kind in 'iuf': return torch.as_tensor(a)
-    say = 'one array of integers or floats is wanted, of one length along each axis'
-    raise TypeError(f'series has the type {a.dtype}: {say}')
-
-def _check_stored(x, sensor):
-    "Raise `ValueError` for what is not stored as on disk"
-    some = x.is_floating_point() and x.numel()
-    if some and x.abs().max()<20 and sensor.unit=='dB': raise ValueError(
-        f'{sensor.name}: these look like dB or power: {sensor.stored} is wanted, as on disk')
-    if some and x.abs().max()<20:
-        raise ValueError('These look like reflectances in 0..1: multiply them by 10000, as on disk')
-    if some and not torch.isfinite(x).all():
-        raise ValueError('series holds NaN or infinity: fill what was not observed with 0')
-    if x.dtype in _signed and x.numel() and x.min()<-1000: # noise of dark pixels is smaller
-        raise ValueError(f'series holds {x.min().item()}: fill nodata with 0, as on disk')
-
-_signed = (torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+# %% ../nbs/02_encoder_file.ipynb #13f2ddb8
+@torch.no_grad()
+def embed(
+    self:Encoder, # An encoder
+    series=None, # (..., bands) of its first sensor, stored values: pixels, or seasons (N, T, bands)
+    mean=None, # (bands,) to normalise the first sensor with statistics of the data's own
+    std=None, # (bands,) likewise
+    step:int=262_144, # Pixels at a time
+    bands=None, # Names in the array: a list (first sensor), or sensor -> list; `None`: its own
+    **by_name, # sensor=array, (..., bands) or (..., bands, pixels of the window), or `None`
+)->torch.Tensor: # (..., 256), or (..., features) from the identity
+    "Embeddings of pixels or seasons, in eval mode, each date by itself; raises `ValueError`"
+    named = _bands_of(self, bands)
+    shape, values, there = _values(self, _arrays(self, series, by_name), named)
+    mean, std = _moments(self, mean, std, named[self.sensors[0].name])
+    device = next(self.net.parameters(), mean).device
+    mean, std = mean.to(device), std.to(device)
+    starts = range(0, shape.numel(), step) or [0]
+    blocks = ([v if v is None else v[i:i+step].to(device) for v in values] for i in starts)
+    made = [self.net(_input(self, block, there, mean, std)) for block in blocks]
+    return torch.cat(made).reshape(*shape, made[0].shape[1])
+Encoder.embed = embed
 
 # %% ../nbs/02_encoder_file.ipynb #f26c2bc4
 _was_loss = dict(

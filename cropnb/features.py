@@ -30,7 +30,7 @@ def day_of_year(
     first = d.astype('datetime64[Y]')
     return ((d-first).astype(int)+1).astype('int16')
 
-# %% ../nbs/03_features.ipynb #2810284e
+# %% ../nbs/03_features.ipynb #95c80bf2
 _again = 'make the series again, with `cropnb.data.series` or nbs/00_data.ipynb'
 _last_day = 65744 # 2150-01-01
 
@@ -106,6 +106,7 @@ def _masks(h, held, n, dates):
     def read(name): return _numbers(h, name, (n, dates), 0, 1, kinds='iub')>0
     return {k: torch.from_numpy(read(name)) for k,name in names.items()}
 
+# %% ../nbs/03_features.ipynb #00c8f1b8
 def _series(h, name, sensor, shape):
     "Stored values of a sensor"
     wanted = f'integers of {sensor.stored} are wanted'
@@ -153,7 +154,7 @@ def standardise(
     for i in range(0, len(x), step):
         x[i:i+step] = ((torch.from_numpy(x[i:i+step]).double()-mean)/std).numpy()
 
-# %% ../nbs/03_features.ipynb #1eff0804
+# %% ../nbs/03_features.ipynb #efdab72e
 def allocate(
     path:Path, # A .npy file
     shape:tuple, # Of the array
@@ -164,7 +165,7 @@ def allocate(
     reserve(path)
     return x
 
-# %% ../nbs/03_features.ipynb #e476f7b3
+# %% ../nbs/03_features.ipynb #5ed4d760
 def seen_sensors(
     enc:Encoder, # An encoder
     sees:str='first', # first | second | both: of its sensors
@@ -196,6 +197,7 @@ def seen_mask(
     for other in others: mask = mask|other
     return mask
 
+# %% ../nbs/03_features.ipynb #6cb09a54
 def check_seen(
     enc:Encoder, # An encoder
     part:dict, # From `read_part`
@@ -217,6 +219,7 @@ def _check_held(enc, s, held):
         f"{s.name} has no band {', '.join(lacking)}, on which the encoder was trained: it has "
         f"{' '.join(held.bands)}; pre-train one with these `bands`, or with mode unimodal_drop")
 
+# %% ../nbs/03_features.ipynb #16a83b2e
 def show_bands(
     enc:Encoder, # An encoder
     part:dict, # From `read_part`
@@ -233,6 +236,7 @@ def show_bands(
     moments = {k: np.asarray(v)[at] for k,v in part['own'].items()}
     return dict(part, x=part['x'][...,at], own=moments, sensors=[first.pick(kept), *others])
 
+# %% ../nbs/03_features.ipynb #096c32c0
 def embed_part(
     enc:Encoder, # Frozen, or the identity's bands
     part:dict, # From `read_part`
@@ -258,7 +262,7 @@ def _rows(enc, values, mask, rows):
     if enc.mask!='sensors': return x
     return x*seen.reshape(*seen.shape, *[1]*(x.ndim-2)).to(x.dtype)
 
-# %% ../nbs/03_features.ipynb #e5fa87bb
+# %% ../nbs/03_features.ipynb #85a2fd02
 def make_features(
     folder:Path, # Where train.npy and val.npy go
     recipe:dict, # frozen, device, threads, sees, bands
@@ -287,6 +291,7 @@ def make_features(
     for x in features.values(): standardise(x, mean, std)
     return found | dict(mean=mean.tolist(), std=std.tolist())
 
+# %% ../nbs/03_features.ipynb #4dbaa8a4
 def _part_for(enc, path, sees, bands):
     "A part with what the encoder sees; what is wrong is said with the name of the file"
     names = seen_sensors(enc, sees)
@@ -311,7 +316,7 @@ def features(
     recipe = dict(frozen=frozen, device=device, threads=threads, sees=sees, bands=bands)
     return Run('features', recipe, make_features, encoder=encoder, series=series)
 
-# %% ../nbs/03_features.ipynb #fa8bc0b6
+# %% ../nbs/03_features.ipynb #ef030436
 def load_part(
     features:Path, # Folder of `features`
     series:Path, # Folder of the series they were made from

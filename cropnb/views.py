@@ -113,6 +113,7 @@ def _moments(h, sensor, path):
     check_moments(f'{path}: {moments_name(sensor)}', *found, sensor.bands)
     return [torch.tensor(np.asarray(v), dtype=torch.float32) for v in found]
 
+# %% ../nbs/01_views.ipynb #91d6c3e0
 def _labels(h, n):
     "Date, crop and field of each pair, where they are known"
     known = [k for k in _spans if k in h]
@@ -164,7 +165,7 @@ def corrupt(
     drawn = bank[donor, torch.arange(features, device=x.device)].to(x.dtype)
     return torch.where(lost, drawn, x)
 
-# %% ../nbs/01_views.ipynb #0994c06d
+# %% ../nbs/01_views.ipynb #d12a174a
 class Views:
     "What one step shows; the network of the first view is kept"
     mode = '' # what it is called
@@ -222,6 +223,7 @@ class Views:
             self.where = torch.tensor(covered(self.inputs, self.mask), device=device)
         return self.where
 
+# %% ../nbs/01_views.ipynb #87018e9b
 def normalised(
     pairs:Pairs, # The set
     i:int, # Which sensor: 0 | 1
@@ -234,6 +236,7 @@ def normalised(
     if corruption: x = corrupt(x, corruption, pairs.x[i], g)
     return normalise(x, *pairs.norm[i])
 
+# %% ../nbs/01_views.ipynb #d7593160
 class Unimodal(Views):
     "A spectrum and its corrupted copy"
     mode, shared = 'unimodal', True
@@ -252,7 +255,7 @@ class Bimodal(Views):
         both = [corrupt(x[rows], self.corruption, x, g) for x in pairs.x]
         return [normalise(x, *norm) for x,norm in zip(both, pairs.norm)]
 
-# %% ../nbs/01_views.ipynb #08c56664
+# %% ../nbs/01_views.ipynb #c0eb5271
 def keep_bands(
     n:int, # Samples
     bands:int, # Of the sensor
@@ -265,6 +268,7 @@ def keep_bands(
     lost = torch.randint(largest+1, (n, 1), **here)
     return torch.rand(n, bands, **here).argsort(1)>=lost
 
+# %% ../nbs/01_views.ipynb #55e24fe8
 class UnimodalDrop(Unimodal):
     "A spectrum and its corrupted copy, each without some of its bands"
     mode, like, mask = 'unimodal_drop', 'unimodal', 'bands'
@@ -284,7 +288,7 @@ class BimodalDrop(UnimodalDrop):
         x,window = Bimodal.__call__(self, pairs, rows, g)
         return [self.drop(x, g), window]
 
-# %% ../nbs/01_views.ipynb #eeb55564
+# %% ../nbs/01_views.ipynb #591645ea
 def keep_sensors(
     n:int, # Samples
     g:torch.Generator, # On its device
@@ -293,6 +297,7 @@ def keep_sensors(
     lost = torch.randint(3, (n, 1), device=g.device, generator=g) # 2: nothing
     return torch.arange(2, device=g.device)!=lost
 
+# %% ../nbs/01_views.ipynb #284e9cba
 class Joint(Views):
     "Both sensors side by side and a corrupted copy, each whole or with one sensor dropped"
     mode, like, shared, mask, needs = 'joint', 'unimodal', True, 'sensors', 2

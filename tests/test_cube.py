@@ -1,11 +1,17 @@
 "Cubes: as written by several tools, refused where wrong, bounded in memory, and real ones"
 import json, shutil, subprocess, sys
 from pathlib import Path
-import geopandas as gpd, h5py, numpy as np, pytest, xarray as xr
+import geopandas as gpd, h5py, numpy as np, pandas as pd, pytest, xarray as xr
 from shapely.geometry import box
 from conftest import root
 from cropnb.engine.bands import sensors
+from cropnb.downstream import training
+from cropnb.engine.recipes import recipe
+from cropnb.evaluate import scores, win_matrix
+from cropnb.prepare.seasons import own_task
+from cropnb.pretrain import encoders
 from cropnb.sources.cube import Cube, open_cube, open_dataset, parcels_of_labels
+from cropnb.sources.table import series_from_table
 
 four = sensors['sentinel2'].pick(['B02', 'B03', 'B04', 'B08'])
 west, north, shape = 600_000, 5_000_000, (12, 10)
@@ -345,3 +351,38 @@ def test_flanders(sample):
     tile = open_cube(cube, parcels, landsat)
     assert len(tile.fields())==14
     assert tile.classes==('1200', '2130', '5100', '7900', '9120')
+
+def france(folder):
+    rows = pd.read_parquet(folder/'2023_FRA_LPIS_POLY_110_dekad.geoparquet')
+    names = {'110101': 'Wheat', '110106': 'Maize', '1106': 'Oil seeds', '2': 'Grassland'}
+    codes = rows.ewoc_code.astype(str)
+    rows['crop'] = None
+    for start,name in names.items(): rows.loc[codes.str.startswith(start), 'crop'] = name
+    return rows
+
+def test_france_with_encoders_of_nine_bands(sample, smoke, fresh_runs):
+    "500 real parcels, nine bands, half of the dates missing, to a win matrix"
+    nine = 'B02 B03 B04 B05 B06 B07 B08 B11 B12'.split()
+    rows = france(sample('france_2023'))
+    columns = {f'S2-L2A-{band}': band for band in nine}
+    named = ('sample_id', 'timestamp', 'crop')
+    with pytest.raises(ValueError, match='65535 in row'): series_from_table(rows, *named, columns)
+    ten = columns|{'S2-L2A-B8A': 'B8A'}
+    with pytest.raises(ValueError, match='S2-L2A-B8A has no value at all'):
+        series_from_table(rows, *named, ten, missing=65535)
+    s = series_from_table(rows, *named, columns, missing=65535)
+    assert s['sensors'][0].bands==tuple(nine)
+    assert s['time_series'].shape[1:]==(42, 9)
+    assert s['mask'].sum(1).min()>=10
+    task = fresh_runs/'france'
+    own_task(task, s, 'France 2023 (real)')
+    r = recipe('smoke', epochs=25, batch=32, bands=' '.join(nine))
+    trained = encoders(smoke.pairs, r, 0).values()
+    runs = [training(task, e, 4, 'transformer', 0, r, 0) for e in trained]
+    for run in runs: run.get()
+    t = scores(runs)
+    assert set(t.scene)=={'France 2023 (real)'}
+    wins = win_matrix(t).to_numpy()
+    np.testing.assert_allclose(wins+wins.T, 1)
+    supervised = t[t.variant=='supervised'].accuracy.item()
+    assert supervised>.5, supervised

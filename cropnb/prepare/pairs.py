@@ -392,11 +392,13 @@ def _best_partners(
     h, # An open pair file
     which:list, # Its two sensors
     dates:list, # Rows of each date
+    least:int, # Clear pixels a date must have
 )->tuple: # Pairs of bands; the sign of each correlation
     "For each band of the second sensor, the band of the first that it goes with best"
     a, b = which
     pairs = [(x, y) for y in b.bands for x in a.bands]
-    found = [_correlations(*_both(h, which, pairs, rows)) for rows in dates]
+    seen = [_both(h, which, pairs, rows) for rows in dates]
+    found = [_correlations(x, y) for x,y in seen if len(x)>=least]
     if not found: return [(a.bands[0], y) for y in b.bands], np.ones(len(b.bands))
     r = np.nan_to_num(np.nanmedian(found, 0)).reshape(len(b.bands), len(a.bands))
     best = np.abs(r).argmax(1)
@@ -425,8 +427,8 @@ def alignment(
     least:int=20, # Clear pixels a date must have to count
 )->dict: # Correlation of the sensors: aligned, shuffled (within the date); dates that counted
     """Median over dates and shared bands, over pixels that look clear; NaN where there are too few.
-    `bands` where other bands than blue, green, red and near infrared were compared; `None` of one
-    sensor alone"""
+    `bands` where other bands than blue, green, red and near infrared were compared, `shared` unless
+    they see the same; `None` of one sensor alone"""
     rng = np.random.default_rng(seed)
     with h5py.File(path) as h:
         which = sensors_in(h.attrs, path)
@@ -434,14 +436,22 @@ def alignment(
         pairs, sign, dates = shared_bands(*which), 1, _whole_dates(h, most)
         if not pairs:
             halves = list(_dates_to_look_at(h, which, most, least))
-            pairs, sign = _best_partners(h, which, [search for search,_ in halves])
+            pairs, sign = _best_partners(h, which, [search for search,_ in halves], least)
             dates = [judge for _,judge in halves]
         aligned, shuffled = _compared(h, which, pairs, np.asarray(sign), dates, least, rng)
     found = dict(aligned=_median(aligned), shuffled=_median(shuffled), dates=len(aligned))
-    usual = pairs==shared_bands(*authors_sensors)
-    return found if usual else found|dict(bands=[list(pair) for pair in pairs])
+    if pairs==shared_bands(*authors_sensors): return found
+    same = pairs==shared_bands(*which)
+    return found|dict(bands=[list(pair) for pair in pairs], shared=same)
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000063
+def _of_different(gap, bands):
+    "The verdict from bands that see different things, and so go together less"
+    pairs = ', '.join(f'{x} with {y}' for x,y in bands)
+    if gap>.1: return f'aligned, as far as bands that see different things can tell ({pairs}).'
+    if gap<.05: return f'NOT aligned, or the sensors have nothing in common ({pairs}).'
+    return f'perhaps aligned: look at them before training ({pairs}).'
+
 def verdict(
     a:dict|None, # From `alignment`
 )->str: # In plain words
@@ -451,7 +461,8 @@ def verdict(
     if not a['dates'] or not np.isfinite(aligned):
         return 'No date has enough clear pixels to tell whether the pairs are aligned.'
     gap = aligned-shuffled
-    if gap>.3: says = 'aligned.'
+    if not a.get('shared', True): says = _of_different(gap, a['bands'])
+    elif gap>.3: says = 'aligned.'
     elif gap<.1: says = 'NOT aligned: a pixel is paired with values of other places.'
     else: says = 'loosely aligned; look at them before training.'
     return (

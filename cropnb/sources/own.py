@@ -13,6 +13,7 @@ from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
 from rasterio.errors import RasterioError
 from rasterio.transform import from_bounds
+from rasterio.windows import Window
 from .denethor import by_day, check_metres, grid_of, mapped_array, window_of
 from .gates import check_bounds, check_once, check_upright, day_of, days_of
 from .outlines import Outlines
@@ -53,7 +54,8 @@ stack = ""
 dates = []                # of the stack: ["2021-04-10", ...]
 bounds = []               # of the stack: [west, south, east, north]
 crs = ""                  # of the stack: "EPSG:32632"
-# or a cube, NetCDF or Zarr, with time, y and x: "s2.nc"; then `files` is not looked at
+# or a cube with time, y and x, NetCDF or Zarr: "s2.nc", or "s2_*.nc" where 10 m and 20 m bands
+# are in two; then `files` is not looked at, and scale and offset are the cube's own
 cube = ""
 # one cloud probability image a date, such as "clouds/*.tif"; "" where there is none
 clouds = ""
@@ -509,14 +511,21 @@ def _read(
         with rasterio.open(path) as f:
             which = _rows_of(images, f)
             _check_number_type(f.dtypes, path)
-            window = window_of(f, rows, cols)
-            bands = (f.read(band, window=window) for band in which)
-            shape = (len(which), int(window.height), int(window.width))
-            dn = to_dn(bands, images.keys, f.nodata, shape)
+            dn = _read_rows(f, which, images.keys, window_of(f, rows, cols))
     except RasterioError as e:
         raise ValueError(f'{path} cannot be read ({e}): get it again') from e
     if _tells(dn, images.shape): _check_scaled(dn, path, images.keys)
     return dn
+
+def _read_rows(f, which, keys, window, step=512):
+    "All bands of so many rows at once: bands are often side by side in a file"
+    left,top,width,height = map(int, window.flatten())
+    out = np.empty((len(which), height, width), 'uint16')
+    for start in range(0, height, step):
+        rows = min(step, height-start)
+        a = f.read(which, window=Window(left, top+start, width, rows))
+        out[:,start:start+rows] = to_dn(a, keys, f.nodata, a.shape)
+    return out
 
 def _tells(dn, shape):
     "Is this the whole image, or enough of it, to say that scale and offset are wrong?"
@@ -653,7 +662,10 @@ class OwnTile:
         "What is not said in scene.toml is left to the cube's own attributes"
         given = _toml_of(self.root/'scene.toml')[table]
         cube = importlib.import_module('cropnb.sources.cube')     # xarray takes a while to import
-        images = cube.Cube(self.root/given['cube'], sensor, given)
+        found = _glob(self.root, given['cube'])
+        if not found: raise FileNotFoundError(
+            f"{self.root}: nothing matches {given['cube']}: correct `cube` in scene.toml")
+        images = cube.Cube(found if len(found)>1 else found[0], sensor, given)
         images.max_days = self.toml[table].get('max_days', 0)
         return images
 

@@ -483,6 +483,9 @@ class TwinScene(Run):
     @property
     def runs(self)->list: return [self] # That have to be made first
 
+    @property
+    def second(self)->str: return 'planetscope' # Beside Sentinel-2
+
     def tile(self, part:str)->Run: return self # train | test
     def parcels(self, year:int)->Run: return self # Brittany, whose only year is 2018
     def authors_file(self, name:str)->None: return None # The twin writes tiles, not their HDF5
