@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from .encoder import save_encoder
-from .encoders import ResMLP, n_params
+from .encoders import backbones, n_params
 from .engine.records import Run, run_id
 from .engine.recipes import named_part, pick
 from .engine.seeds import derive
@@ -82,7 +82,8 @@ def make_untrained(
     torch.set_num_threads(recipe['threads'])
     p, views = _pairs_of(pairs, recipe)
     torch.manual_seed(recipe['seed'])
-    net = ResMLP(views.width, recipe['dim'], recipe['blocks'], recipe['dropout'])
+    kind = backbones[recipe.get('backbone', 'resmlp')]
+    net = kind(views.width, recipe['dim'], recipe['blocks'], recipe['dropout'])
     net = net.to(recipe['device'])
     set_norms(net, p, views)
     what = dict(mode='untrained', method=None, options={}, corruption=None)
@@ -109,4 +110,5 @@ def untrained(
 )->Run: # `encoder.safetensors`
     "The untrained control as a run"
     own = dict(seed=derive(seed, 'encoder'), device=device)|_inputs(r, like)
-    return Run('pretrain', own|pick(r, 'dim blocks dropout threads'), make_untrained, pairs=pairs)
+    own |= pick(r, 'backbone dim blocks dropout threads')
+    return Run('pretrain', own, make_untrained, pairs=pairs)

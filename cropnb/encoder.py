@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
-from .encoders import ResMLP
+from .encoders import backbones
 from .engine.bands import Sensor, moments_name, s2_bands, sensors
 from .engine.files import aside
 from .engine.gate import check_moments
@@ -24,6 +24,7 @@ from .engine.tensors import normalise
 
 # %% ../nbs/02_encoder_file.ipynb #9d84b442
 first_of_all = (sensors['sentinel2'],) # what a file that names no sensors was trained on
+_networks = {cls.__name__: cls for cls in backbones.values()}
 
 def save_encoder(
     path:Path, # `encoder.safetensors`
@@ -63,7 +64,7 @@ class Encoder:
 
     @property
     def dim(self)->int: # Features of an embedding
-        whole = isinstance(self.net, ResMLP)
+        whole = isinstance(self.net, nn.Sequential)
         return self.net[-1].out_features if whole else input_width(self.sensors, self.mask)
 
     def __repr__(self):
@@ -308,7 +309,7 @@ def _checked(path, what):
     if 'mode' not in what and loss not in _was_loss:
         raise ValueError(f'{path}: loss={loss!r} is not one of {known}')
     what = as_now(what)
-    kinds = ('ResMLP', 'Identity')
+    kinds = (*_networks, 'Identity')
     if what.get('kind') not in kinds: raise ValueError(
         f"{path}: its kind is {what.get('kind')!r}, not one of {', '.join(kinds)}")
     return {'corruption': None} | what
@@ -348,17 +349,18 @@ def _sizes(path, recipe, tensors):
 
 def _build(path, what, tensors, features):
     "The network with its weights"
-    if what['kind']!='ResMLP': return nn.Identity()
+    if what['kind'] not in _networks: return nn.Identity()
     recipe = what.get('recipe', {})
     dim, blocks = _sizes(path, recipe, tensors)
-    first = tensors.get('0.weight')
+    first = tensors['0.slope'].T if '0.slope' in tensors else tensors.get('0.weight')
     if first is not None and first.shape[-1]!=features: raise ValueError(
         f'{path}: its weights take {first.shape[-1]} features, and its sensors give {features}: '
         'its weights and its metadata are of two encoders')
-    net = ResMLP(features, dim, blocks, recipe.get('dropout', 0.))
-    try: net.load_state_dict(tensors)
-    except RuntimeError as e:
-        first = str(e).splitlines()[1].strip()
-        said = f'a ResMLP of width {dim} and {blocks} blocks, as its metadata say'
+    try:
+        net = _networks[what['kind']](features, dim, blocks, recipe.get('dropout', 0.))
+        net.load_state_dict(tensors)
+    except (RuntimeError, ValueError) as e:
+        first = str(e).splitlines()[:2][-1].strip()
+        said = f"a {what['kind']} of width {dim} and {blocks} blocks, as its metadata say"
         raise ValueError(f'{path}: its weights are not those of {said} ({first})') from None
     return net

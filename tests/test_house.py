@@ -11,7 +11,9 @@ longest_line = 100           # characters
 
 # These train on a bare node, which has torch, numpy, h5py and safetensors alone
 light = ('views', 'encoders', 'encoder', 'controls', 'methods.base', 'methods.table',
-         'methods.contrast', 'methods.decorrelate', 'losses', 'pretrain', 'features',
+         'methods.contrast', 'methods.decorrelate', 'methods.vicreg', 'methods.moco',
+         'methods.metric', 'methods.cluster', 'methods.distil', 'methods.rebuild',
+         'methods.time', 'losses', 'pretrain', 'features',
          'base_models', 'downstream')
 heavy = ('fastcore', 'optuna', 'papermill', 'rasterio', 'pandas', 'geopandas', 'matplotlib',
          'scipy', 'sklearn', 'tqdm', 'IPython', 'nbdev')

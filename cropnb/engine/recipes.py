@@ -32,7 +32,7 @@ _corrected = dict(
     optimizer='adam', pretrain_lr=1e-3, weight_decay=1e-5,
     stratify=True, block=0, buffer=0, clouds='all', max_days=0,
     breizh_year=2018, keep_model=True,
-    bands='all', sensor='first', sees='first')
+    bands='all', sensor='first', sees='first', backbone='resmlp')
 
 protocols = dict(
     corrected = _corrected,
@@ -45,7 +45,8 @@ choices = dict(
     precision=('fp32', 'bf16'),
     optimizer=('adam', 'adamw'),
     clouds=('all', 'clear'),
-    sees=('first', 'second', 'both'))
+    sees=('first', 'second', 'both'),
+    backbone=('resmlp', 'bands'))
 
 _one = dict(least=1, whole=True)
 _counts = (
@@ -103,7 +104,8 @@ absent = dict(
     options={}, pairing='aligned', position='index', dropout=0., precision='fp32', optimizer='adam',
     stratify=True, block=0, buffer=0, clouds='all', max_days=0,
     fields=0, frozen=True, keep_model=True, judge=[],
-    bands='all', sensor='first', sees='first', like='unimodal', second='planetscope')
+    bands='all', sensor='first', sees='first', like='unimodal', second='planetscope',
+    backbone='resmlp')
 
 def named_part(
     r:dict, # A recipe

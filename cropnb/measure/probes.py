@@ -146,8 +146,8 @@ def check_collapse(
     epoch:int, # For the message
 ):
     "Raise `Collapse` where embeddings use fewer than two dimensions or are one and the same"
-    collapsed = m['rankme']<1.5 or m['uniformity']>-1e-3
+    collapsed = m['rankme']<1.5 or m['cosine']>.999
     if not collapsed: return
-    numbers = f"RankMe {m['rankme']:.2f}, uniformity {m['uniformity']:.4f}"
+    numbers = f"RankMe {m['rankme']:.2f}, mean cosine {m['cosine']:.4f}, sd {m['sd']:.4f}"
     raise Collapse(f'The embeddings collapsed in epoch {epoch} ({numbers}): '
-                   'take a smaller pretrain_lr, a larger batch or another loss')
+                   'take a smaller pretrain_lr, a larger batch or another method')

@@ -15,7 +15,25 @@ methods = dict(
     simclr = 'cropnb.methods.contrast.SimCLR',
     dcl = 'cropnb.methods.contrast.DCL',
     clip = 'cropnb.methods.contrast.CLIP',
-    barlow_twins = 'cropnb.methods.decorrelate.BarlowTwins')
+    moco = 'cropnb.methods.moco.MoCo',
+    supcon = 'cropnb.methods.metric.SupCon',
+    triplet = 'cropnb.methods.metric.Triplet',
+    npair = 'cropnb.methods.metric.NPair',
+    lifted = 'cropnb.methods.metric.Lifted',
+    margin = 'cropnb.methods.metric.Margin',
+    swav = 'cropnb.methods.cluster.SwAV',
+    barlow_twins = 'cropnb.methods.decorrelate.BarlowTwins',
+    vicreg = 'cropnb.methods.vicreg.VICReg',
+    byol = 'cropnb.methods.distil.BYOL',
+    simsiam = 'cropnb.methods.distil.SimSiam',
+    dino = 'cropnb.methods.distil.DINO',
+    ae = 'cropnb.methods.rebuild.AE',
+    dae = 'cropnb.methods.rebuild.DAE',
+    vae = 'cropnb.methods.rebuild.VAE',
+    mae = 'cropnb.methods.rebuild.MAE',
+    vime = 'cropnb.methods.rebuild.VIME',
+    crossmodal = 'cropnb.methods.rebuild.CrossModal',
+    seco = 'cropnb.methods.time.SeCo')
 
 def find_method(
     name:str, # Of `methods`
