@@ -14,6 +14,7 @@ from .prepare.fields import apportion, clear, field_raster, fractions, open_tile
 from .prepare.fields import pixel_counts, strips
 from .prepare.pairs import days_apart, match_days
 from .engine.records import verify
+from .maps.commands import add_map_commands, do_map_command, map_commands
 from .sources import breizhcrops
 from .engine.bands import band_groups, s2_bands
 from .sources.own import sentinel2_template, template, write_template
@@ -217,7 +218,7 @@ def _days(text):
     raise argparse.ArgumentTypeError(f'{days} is below 0')
 
 def _parser()->argparse.ArgumentParser: # Of the command line
-    "The five commands and their options"
+    "The commands and their options"
     parser = argparse.ArgumentParser(
         prog='cropnb', description='Small helpers around the notebooks')
     commands = parser.add_subparsers(dest='cmd', required=True)
@@ -241,6 +242,8 @@ def _parser()->argparse.ArgumentParser: # Of the command line
     add('--sentinel2-only', action='store_true', help='without a second sensor')
     command('verify', 'find damaged records in a folder of runs', nargs='?')
 
+    add_map_commands(commands)
+
     add = command('breizhcrops', 'download BreizhCrops for task 3')
     add('--year', type=int, default=2018, choices=(2017, 2018))
     add('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
@@ -259,6 +262,7 @@ def _do(
     a, # Parsed words
 )->list: # Lines to print
     "Carry out a command"
+    if a.cmd in map_commands: return do_map_command(a)
     if a.cmd=='twin': return _twin(a)
     if a.cmd=='verify': return verify(a.folder) or ['every record is whole']
     if a.cmd=='template':

@@ -18,7 +18,7 @@ kinds = ('str', 'int', 'float', 'bool', 'list', 'dict')
 
 def test_which():
     want = ['00_data', '03_pretrain', '04_downstream', '04_probing', '05_evaluate', '06_paper',
-            '00_difficulty', '01_models', '02_audit', '05_replication']
+            '07_map', '00_difficulty', '01_models', '02_audit', '05_replication']
     assert [p.stem for p in parameterised]==want, 'Has nbdev_clean stripped the tags?'
 
 @pytest.mark.parametrize('path', parameterised, ids=name)
