@@ -1,14 +1,19 @@
 """Two commands, each of which sets up its own environment first (all they need is Python 3.11):
 
     python3 make.py figures       Figures 6-8 and Table 1 on the built-in simulated scene,
-                                  in figures/; about 10 minutes on 2 cores
+                                  in runs/figures/twin-demo; about 10 minutes on 2 cores
     python3 make.py test          the tests: nbdev_test and pytest; about 5 minutes on 2 cores
     python3 make.py test --all    these and the slow ones (killed and shared runs, the whole
                                   paper twice at the smallest size)
 
 Further arguments go to papermill (`python3 make.py figures -p profile smoke`) or to pytest
-(`python3 make.py test -k pairs`). `python3 make.py lab` opens the notebooks in JupyterLab;
-`python3 make.py setup` stops after the environment.
+(`python3 make.py test -k pairs`). Others:
+
+    python3 make.py lab           the notebooks in JupyterLab, beginning with the index
+    python3 make.py docs          notebooks and reference as a site, in _docs/site
+    python3 make.py publish       copy the finished set runs/figures/twin-demo into figures/,
+                                  which maintainers do; other sets are named after the command
+    python3 make.py setup         the environment and nothing else
 """
 import hashlib, os, subprocess, sys, tempfile, venv
 from pathlib import Path
@@ -41,11 +46,23 @@ def setup():
     run('python', '-m', 'pip', 'install', '-q', '-c', 'constraints.txt', '-e', '.[dev]')
     mark.write_text(wanted())
 
+# papermill, whose own frames tell a reader nothing about an error in a notebook
+papermill = 'import sys; sys.tracebacklimit = 0; from papermill.__main__ import papermill as p; p()'
+
 def figures(*args):
     "The paper's notebook; its output is passed on as it comes"
     (root/'runs').mkdir(exist_ok=True)
     quiet = ('--no-progress-bar', '--log-level', 'ERROR', '--stdout-file', '-')
-    run('papermill', 'nbs/06_paper.ipynb', 'runs/06_paper.ipynb', *quiet, *args)
+    books = ('nbs/06_paper.ipynb', 'runs/06_paper.ipynb')
+    run('python', '-c', papermill, *books, *quiet, *args, CROPNB_PROGRESS='lines')
+
+def publish(*sets):
+    "Copy finished sets of figures into `figures/`"
+    run('python', '-m', 'cropnb.measure.folders', *sets)
+
+def docs(*args):
+    "The site: open _docs/site/index.html"
+    run('python', 'docs/build.py', *args)
 
 def test(*args):
     "In a fresh folder of runs, which nbdev_test and pytest share; two at a time, on a core each"
@@ -57,11 +74,12 @@ def test(*args):
         run('nbdev_test', '--n_workers', '2', timeout=900, **variables)
         run('python', '-m', 'pytest', '-q', *two_at_a_time, *chosen, *given, **variables)
 
-def lab(*args): run('jupyter', 'lab', 'nbs', *args)
+def lab(*args): run('jupyter', 'lab', 'nbs/index.ipynb', *args)
 
 def main(command=None, *args):
     "Set up, then do it; without a known command, say which there are"
-    commands = dict(figures=figures, test=test, lab=lab, setup=lambda: None)
+    commands = dict(figures=figures, test=test, lab=lab, docs=docs, publish=publish)
+    commands['setup'] = lambda: None
     if sys.version_info<(3, 11):
         sys.exit(f'cropnb needs Python 3.11 or later, this is {sys.version.split()[0]}')
     if command not in commands: sys.exit(__doc__)

@@ -10,6 +10,8 @@ import argparse, http.client, sys, tarfile, zipfile
 from pathlib import Path
 import numpy as np, rasterio
 from rasterio.transform import array_bounds
+import cropnb
+from .engine.recipes import profiles, protocols
 from .prepare.fields import apportion, clear, field_raster, fractions, open_tile
 from .prepare.fields import pixel_counts, strips
 from .prepare.pairs import days_apart, match_days
@@ -173,7 +175,7 @@ def check_values(
     where = getattr(t, 'root', '')
     return [line for images in t.images for line in _check_sensor_values(images, where)]
 
-# %% ../nbs/sources/04_cli.ipynb #013661ad
+# %% ../nbs/sources/04_cli.ipynb #875205b6
 def _class_line(
     name:str, # Of the class
     pixels:list, # Of each of its fields
@@ -210,7 +212,7 @@ def _not_fields(counts):
     "Parcels that are no fields, and why"
     return [f'{n} {_why.get(why, why)}' for why,n in counts.items()]
 
-# %% ../nbs/sources/04_cli.ipynb #15605e1b
+# %% ../nbs/sources/04_cli.ipynb #7f38c3fe
 def _days(text):
     "A number of days; `argparse` names the option where it is none"
     days = int(text)
@@ -221,6 +223,7 @@ def _parser()->argparse.ArgumentParser: # Of the command line
     "The commands and their options"
     parser = argparse.ArgumentParser(
         prog='cropnb', description='Small helpers around the notebooks')
+    parser.add_argument('--version', action='version', version=f'cropnb {cropnb.__version__}')
     commands = parser.add_subparsers(dest='cmd', required=True)
 
     def command(name, help, **folder):
@@ -247,9 +250,28 @@ def _parser()->argparse.ArgumentParser: # Of the command line
     add = command('breizhcrops', 'download BreizhCrops for task 3')
     add('--year', type=int, default=2018, choices=(2017, 2018))
     add('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
+    _long_runs(commands)
     return parser
 
-# %% ../nbs/sources/04_cli.ipynb #a0bacf6a
+def _long_runs(commands):
+    "Before a long run and during it, from `cropnb.cluster`"
+    add = commands.add_parser('plan', help='what a run would cost; starts nothing').add_argument
+    add('--profile', default='demo', choices=list(profiles))
+    add('--protocol', default='corrected', choices=list(protocols))
+    add('--data', default='twin', help="a folder, or 'twin'")
+    add('--device', default='auto', choices=('auto', 'cpu', 'cuda'))
+    add('--tasks', nargs='+', type=int, default=[1, 2, 3], choices=(1, 2, 3))
+    every = ('lstm', 'inception', 'transformer')
+    add('--families', nargs='+', default=list(every), choices=every)
+    add('--n-jobs', type=int, default=2, help='notebooks at a time')
+    add('--seed', type=int, default=0)
+    add = commands.add_parser('status', help='how far 06_paper is').add_argument
+    add('name', nargs='?', default='', help='a set, such as twin-demo; the last one if none')
+    commands.add_parser('differences', help='where this differs from the paper')
+    add = commands.add_parser('notebooks', help='write the notebooks into a folder').add_argument
+    add('folder')
+
+# %% ../nbs/sources/04_cli.ipynb #56b30921
 def _twin(
     a, # Parsed words
 )->list: # Lines to print
@@ -258,11 +280,23 @@ def _twin(
     files = write_published(a.folder, a.pairs, a.train, parcels=a.parcels, seed=a.seed)
     return [f'{f}: {f.stat().st_size/1e6:,.1f} MB' for f in files]
 
+def _cluster(
+    a, # Parsed words
+)->list: # Lines to print
+    "Imported when it is asked for: torch takes a few seconds"
+    from cropnb import cluster
+    if a.cmd=='status': return cluster.status(a.name)
+    if a.cmd=='differences': return [cluster.differences_text()]
+    if a.cmd=='notebooks': return cluster.write_notebooks(a.folder)
+    print('timing steps on this device: a minute or two on a CPU ...', file=sys.stderr)
+    return cluster.plan_text(vars(a), *cluster.price(vars(a)))
+
 def _do(
     a, # Parsed words
 )->list: # Lines to print
     "Carry out a command"
     if a.cmd in map_commands: return do_map_command(a)
+    if a.cmd in ('plan', 'status', 'differences', 'notebooks'): return _cluster(a)
     if a.cmd=='twin': return _twin(a)
     if a.cmd=='verify': return verify(a.folder) or ['every record is whole']
     if a.cmd=='template':

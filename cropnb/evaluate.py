@@ -275,14 +275,14 @@ def relative_gain(
     points:bool=False, # Percentage points in place of the ratio
     by:str='variant', # The column that is compared
 )->pd.DataFrame: # The rows of the other variants, with columns `base` (accuracy) and `gain` (%)
-    "Gain of each training over `base` with the same hyper-parameters: 100 (acc - base) / base"
+    "100 (acc - base) / base with the same hyper-parameters; NaN where the accuracy of `base` is 0"
     keys = _check(scores, by)
     is_base = scores[by]==base
     reference = scores[is_base].set_index(keys).accuracy
     others = scores[~is_base]
     others = others.join(reference.rename('base'), on=keys, how='inner')
     gain = 100*(others.accuracy-others.base)
-    if not points: gain = gain/others.base
+    if not points: gain = gain/others.base.replace(0, np.nan)
     return others.assign(gain=gain)
 
 # %% ../nbs/05_evaluate.ipynb #10b7d686
@@ -385,7 +385,7 @@ def _draw_gains(
     base, *others = variants
     looks = styles_of(variants)
     shown = [v for v in others if (gains.variant==v).any()]
-    values = [gains.gain[gains.variant==v].to_numpy() for v in shown]
+    values = [gains.gain[gains.variant==v].dropna().to_numpy() for v in shown]
     labels = [looks[v]['label'] for v in shown]
     boxes = ax.boxplot(values, tick_labels=labels, **_box_style)['boxes']
     for i, variant in enumerate(shown):
@@ -521,6 +521,8 @@ def table1(
         rows = gains[gains.variant==variant]
         if rows.empty: continue
         gain = rows.groupby(_cell).gain.agg(['mean', 'min', 'max'])
+        known = rows.gain.notna().groupby([rows[k] for k in _cell]).all()
+        gain = gain[known]                       # a mean without some of the sets would mislead
         t = t.join(gain.add_prefix(f'{short}_gain_'))
     paper = published('table1').set_index(_cell)
     t = t.join(paper.add_prefix('paper_'))
@@ -532,15 +534,16 @@ def table1(
 def _accuracy_text(
     row:pd.Series, # Of `table1`
     whose:str, # '' (ours) | 'paper_'
-)->str: # Mean ± sd
+)->str: # Mean ± sd; the mean alone where there is one set
     mean = row[f'{whose}supervised_mean']
     sd = row[f'{whose}supervised_sd']
+    if pd.isna(sd): return f'{mean:.2f}'
     return f'{mean:.2f} ± {sd:.2f}'
 
 def _gain_text(
     row:pd.Series, # Of `table1`
     which:str, # uni | bi | paper_uni | paper_bi
-)->str: # Mean (min, max); - where there is none
+)->str: # Mean (min, max); - where there is none, or a set whose supervised accuracy is 0
     gain = f'{which}_gain'
     mean = row.get(f'{gain}_mean')
     if pd.isna(mean): return '-'
@@ -629,7 +632,7 @@ def _tables(
     made_from = note.replace('\n', ' ')
     beside = table1(scores)
     every = controls(scores)
-    listed = every.to_markdown(index=False, floatfmt='.3f')
+    listed = every.to_markdown(index=False, floatfmt='.3f', missingval='-')
     return {
         'table1.csv': beside.assign(made_from=made_from).to_csv(),
         'table1.md': table1_text(beside, note),

@@ -7,7 +7,7 @@ __all__ = ['optimizers', 'variants', 'make_optimizer', 'known_labels', 'Step', '
            'Trainer', 'make_encoder', 'encoder', 'control_of', 'make_step', 'at_step', 'encoders', 'sensor_table',
            'command_line', 'changed', 'train_here']
 
-# %% ../nbs/03_pretrain.ipynb #766ba06f
+# %% ../nbs/03_pretrain.ipynb #28299d60
 import argparse
 import functools
 import io
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -24,7 +25,7 @@ from .encoder import save_encoder
 from .encoders import n_params
 from .engine.distributed import add_gradients, gather, globalise, joined
 from .engine.distributed import mine, rank, world
-from .engine.files import aside, kept, progress
+from .engine.files import aside, kept, progress, write_json
 from .engine.graph import Recorded
 from .engine.names import digest, full_name
 from .engine.parameters import check_number
@@ -436,20 +437,30 @@ def sensor_table(
 # %% ../nbs/03_pretrain.ipynb #76e4e025
 def command_line()->argparse.ArgumentParser: # Of `python -m cropnb.pretrain`
     "The words that it takes"
-    say = 'Pre-train outside the notebooks; recipe keys as key=value'
-    words = argparse.ArgumentParser(prog='cropnb.pretrain', description=say)
+    say = 'Pre-train one encoder outside the notebooks; torchrun starts it with several processes.'
+    base = pick(recipe_of(), _trained_by)
+    keys = ' '.join(f'{key}={json.dumps(value)}' for key,value in base.items())
+    words = argparse.ArgumentParser(
+        prog='cropnb.pretrain', description=say,
+        epilog=f'recipe keys that matter here, with the values of profile demo: {keys}')
     add = words.add_argument
-    add('pairs', type=Path, help='pairs.h5, or the folder that holds it')
+    add('pairs', type=Path, help='pairs.h5, or the folder that holds it (00_data writes it)')
     add('out', type=Path, nargs='?', help='also copy encoder and result to this folder')
-    add('--mode', default='bimodal', help=' | '.join(modes))
-    add('--corruption', type=float, default=.2, help='fraction that SCARF replaces, 0..1')
-    add('--profile', default='demo', help='smoke | demo | paper')
-    add('--protocol', default='corrected', help='corrected | paper')
-    add('--seed', type=int, default=0, help='of weights, views and order')
+    add('--mode', default='bimodal', help=f"what is paired: {' | '.join(modes)} (%(default)s)")
+    add('--corruption', type=float, default=.2,
+        help='fraction of the features that SCARF replaces, 0..1 (%(default)s)')
+    add('--profile', default='demo', help='sizes: smoke | demo | paper (%(default)s)')
+    add('--protocol', default='corrected',
+        help='corrected: symmetric NT-Xent | paper: its Equation 1a to the letter (%(default)s)')
+    add('--seed', type=int, default=0, help='of weights, views and order (%(default)s)')
     add('--epochs', type=int, default=-1, help="-1: the profile's; 0: the untrained control")
-    add('--device', default='auto', help='auto | cpu | cuda')
-    add('changes', nargs='*', metavar='key=value', help='recipe keys, such as method=clip')
+    add('--device', default='auto', help='auto: a GPU where there is one | cpu | cuda')
+    add('changes', nargs='*', metavar='key=value',
+        help="recipe keys, such as method=clip or 'options={\"temperature\": 0.1}'")
     return words
+
+_trained_by = ('method options pairing dim blocks dropout precision optimizer '
+               'pretrain_lr pretrain_batch weight_decay threads')
 
 def changed(
     words:list, # 'key=value'
@@ -457,18 +468,36 @@ def changed(
 )->dict: # The values in the types of the recipe's
     "One-key differences from a command line"
     split = [w.partition('=') for w in words]
-    return {key: _like(base.get(key, ''), value) for key,_,value in split}
+    return {key: _like(key, base.get(key, ''), value) for key,_,value in split}
 
-def _like(old, text):
+def _like(key, old, text):
     "In the type of the value that it replaces"
-    if isinstance(old, bool): return json.loads(text.lower())
-    if isinstance(old, dict): return json.loads(text)
-    return type(old)(text)
+    try:
+        if isinstance(old, bool): return json.loads(text.lower())
+        if isinstance(old, dict): return json.loads(text)
+        return type(old)(text)
+    except ValueError:
+        kind = 'a JSON object' if isinstance(old, dict) else type(old).__name__
+        raise ValueError(f'{key}={text!r} is not {kind}: give one like {old!r}') from None
 
 def train_here(
     argv:list|None=None, # Words of the command line
 ):
-    "Pre-train outside the notebooks"
+    "Pre-train outside the notebooks; what the user can fix ends it with one line"
+    try: _train_as_told(argv)
+    except (ValueError, OSError) as e:
+        _tell_torchrun(f'{e}')
+        first = not int(os.environ.get('RANK', 0)) # of several processes one says it
+        sys.exit(f'cropnb.pretrain: {e}' if first else 1)
+
+def _tell_torchrun(text):
+    "So that its summary names the reason"
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if not path: return
+    more = dict(timestamp=str(int(time.time())), py_callstack=text)
+    write_json(path, dict(message=dict(message=text, extraInfo=more)))
+
+def _train_as_told(argv):
     a = command_line().parse_intermixed_args(argv)
     if a.out and '=' in str(a.out): a.changes, a.out = [str(a.out), *a.changes], None
     r = recipe_of(a.profile, a.protocol, **changed(a.changes, recipe_of(a.profile, a.protocol)))

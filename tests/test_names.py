@@ -11,10 +11,9 @@ from cropnb.engine.names import closure, digest, left_out, parts, skeleton
 from cropnb.engine.recipes import absent
 from cropnb.engine.records import Run
 from cropnb.features import features
-from cropnb.methods.table import methods
+from cropnb.methods.table import find_method, methods
 from cropnb.pretrain import at_step, encoder
 from cropnb.probing import probing
-from cropnb.views import modes
 
 # ---------------------------------------------------------------- code, asked of a copy
 @pytest.fixture(scope='module')
@@ -26,7 +25,7 @@ def runs(smoke):
     own |= {f'series {task}': series(task, data, r, 0) for task in (1, 2, 3)}
     own |= dict(raw=raw(pairs), untrained=untrained(pairs, r, 0), step=at_step(judged, 1))
     for method in methods:
-        for mode in modes:
+        for mode in find_method(method).modes:
             own[f'encoder {method} {mode}'] = encoder(pairs, r|dict(method=method), 0, mode)
     task = own['series 1']
     own['features'] = features(task, judged)
@@ -123,7 +122,7 @@ def test_a_new_method_renames_nothing(copy, codes):
 
 def test_a_method_is_in_the_code_of_its_encoders(renamed):
     found = renamed('methods/decorrelate.py', add('\nextra = 1\n'))
-    assert found=={f'encoder barlow_twins {mode}' for mode in modes}
+    assert found=={f'encoder barlow_twins {mode}' for mode in find_method('barlow_twins').modes}
 
 def test_views_are_in_the_code_of_encoders_and_controls(renamed, codes):
     found = renamed('views.py', add('\nextra = 1\n'))
@@ -198,7 +197,7 @@ def test_a_key_at_the_value_of_its_absence(key):
     assert name_of(**{key: 'another'})!=name_of()
 
 later = '''options judge keep_model frozen fields position pairing dropout precision optimizer
-    stratify block buffer clouds max_days bands sensor sees like second'''.split()
+    stratify block buffer clouds max_days bands sensor sees like second backbone'''.split()
 
 def test_runs_were_named_alike_before_a_key_existed(runs):
     "With the default recipe these keys are as if they were not there; a scene has keys of its own"

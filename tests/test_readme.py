@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd, pytest
 from conftest import root
 from cropnb.measure.claims import count_verdicts, ledger
+from cropnb.measure.folders import publish
 
 text = (root/'README.md').read_text(encoding='utf-8')
 bin = Path(sys.executable).parent
@@ -28,7 +29,7 @@ def make(monkeypatch):
 
 def test_commands_exist(make):
     assert {'python3 make.py figures', 'python3 make.py test'}<=set(commands)
-    for name in ('figures', 'test', 'lab'):
+    for name in ('figures', 'test', 'lab', 'docs', 'publish'):
         assert callable(getattr(make, name))
         assert f'make.py {name}' in make.__doc__
 
@@ -41,14 +42,20 @@ pictures += ['embeddings_untrained', 'embeddings_bimodal']
 tables = ['table1', 'controls', 'claims']
 files = {f'{p}.{end}' for p in pictures for end in ('png', 'svg')}
 files |= {f'{t}.{end}' for t in tables for end in ('csv', 'md')}
-files |= {'scores.csv', 'per_class.csv', 'intervals.csv', 'table1.tex'}
+files |= {'scores.csv', 'per_class.csv', 'intervals.csv', 'table1.tex', 'made.json'}
 
 base_models = {'lstm', 'inception', 'transformer'}
 probes = {'ridge', 'linear', 'knn', 'forest'}
 variants = {'supervised', 'untrained', 'unimodal', 'bimodal', 'end_to_end'}
 
-def draw(make, folder, *args):
-    make.figures('-p', 'profile', 'smoke', '-p', 'figures', str(folder), *args)
+def draw(make, *args): make.figures('-p', 'profile', 'smoke', *args)
+
+def in_folder(folder): return '-p', 'figures', str(folder)
+
+def changed_files():
+    "What git says has changed, and what it does not know"
+    words = ['git', 'status', '--porcelain']
+    return subprocess.run(words, cwd=root, capture_output=True, text=True).stdout
 
 def contents(folder): return {f.name: f.read_bytes() for f in folder.iterdir()}
 
@@ -68,13 +75,16 @@ def check_notebook():
 
 @papermill
 def test_main_job(make, tmp_path, capfd):
-    "The paper at `smoke` with one base model: figures, tables, score table; from shared records"
-    out = tmp_path/'figures'
-    draw(make, out, '-y', 'families: [transformer]')
+    "The paper at `smoke` with one base model: figures, tables, score table; git sees nothing"
+    before, out = changed_files(), tmp_path/'figures'
+    draw(make, *in_folder(out), '-y', 'families: [transformer]')
+    assert changed_files()==before
     assert {f.name for f in out.iterdir()}==files
     check_scores(pd.read_csv(out/'scores.csv'), {'transformer'})
     assert 'SIMULATED twin:smoke' in (out/'figure6.svg').read_text()
     assert 'no evidence' in (out/'table1.md').read_text()
+    assert not re.search(r'\b(nan|inf)\b', (out/'table1.md').read_text())
+    assert publish(out, tmp_path/'shelf')==sorted(files-{'made.json'})
     said = capfd.readouterr().out
     assert 'to do, about' in said
     assert 'done in' in said
@@ -85,14 +95,14 @@ def test_main_job(make, tmp_path, capfd):
 def test_main_job_twice(make, tmp_path, fresh_runs, capfd):
     "All of it, from nothing; then, nothing is left to do and the bytes are the same"
     out = tmp_path/'figures'
-    draw(make, out)
+    draw(make, *in_folder(out))
     said = capfd.readouterr().out
     assert 'to do, about' in said
     assert 'done in' in said
     first = contents(out)
     assert first.keys()==files
     check_scores(pd.read_csv(out/'scores.csv'), base_models)
-    draw(make, out)
+    draw(make, *in_folder(out))
     assert re.findall(r'(\d+) runs to do', capfd.readouterr().out)==['0', '0', '0']
     assert contents(out)==first
     check_notebook()

@@ -17,13 +17,16 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from .files import locked, named_disk_errors, repo_root, runs_dir, write_json
+import cropnb
+from .files import locked, named_disk_errors, repo_root, repository
+from .files import runs_dir, write_json
 from .names import code_of, digest, fingerprint, full_name, hash_file
 from .recipes import named_part
 
 # %% ../../nbs/engine/05_records.ipynb #e8d16297
-def commit()->str: # Short hash, '+' where the code has changed since, 'nogit' without a repository
+def commit()->str: # Short hash, '+' where the code has changed since; the version without a clone
     "The commit of the code; figures and notes do not count as code"
+    if not repository(): return f'v{cropnb.__version__}'
     try:
         head = _git('rev-parse', '--short', 'HEAD')
         changed = _git('status', '--porcelain', '--', 'cropnb', 'settings.ini')

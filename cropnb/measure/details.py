@@ -172,6 +172,13 @@ def season_table(
     return pd.DataFrame(chain.from_iterable(rows))
 
 # %% ../../nbs/measure/05_details.ipynb #7880b9bb
+def _legend(
+    ax, # The panel on the right
+    size:float, # Of its letters
+):
+    "Beside the panel, where it hides no curve"
+    ax.legend(fontsize=size, loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False)
+
 def _panels(
     families:list, # One panel each
     width:float, # Of a panel, inches
@@ -196,7 +203,7 @@ def early(
     families = [] if t.empty else [f for f in names if f in set(t.family)]
     if not families: return None
     with styled():
-        fig,axs = _panels(families, 2.6, 4.5)
+        fig,axs = _panels(families, 2.6, 5)
         for ax,f in zip(axs, families):
             lines = _over_units(t[t.family==f], [by, 'month'], score)
             for v,d in lines.groupby(by):
@@ -204,7 +211,7 @@ def early(
             ax.set_xticks(range(1, 13), 'JFMAMJJASOND')
             ax.set_title(names[f], fontsize=8)
         axs[0].set_ylabel('accuracy')
-        axs[0].legend(fontsize=5)
+        _legend(axs[-1], 6)
         fig.suptitle(f'accuracy when shown {_seen[score]}', fontsize=8)
         fig.supxlabel(textwrap.fill(note, 110), fontsize=5)
     return fig
@@ -244,7 +251,7 @@ def label_curves(
             ax.set_xticks(at, at)
             ax.minorticks_off()
         axs[0].set_ylabel('accuracy')
-        axs[0].legend(fontsize=6)
+        _legend(axs[-1], 6)
         fig.supxlabel(textwrap.fill(note, 110), fontsize=5)
         fig.suptitle('how many labelled fields', fontsize=8)
     return fig

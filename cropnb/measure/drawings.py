@@ -123,7 +123,7 @@ def corrupted(
             n = _spectrum(ax, x[0], y[0])
             ax.set_title(f'corruption {rate}: {n} of {len(bands)} bands', fontsize=8)
         axs[0].set_ylabel('reflectance')
-        axs[0].legend()
+        axs[-1].legend(loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False)
         title = 'Figure 2: random feature corruption (SCARF)'
         fig.suptitle(f'{title} | {p.source}', fontsize=8)
     return fig
@@ -153,14 +153,14 @@ def _draw_plane(
     month:np.ndarray, # (N,) 1 to 12
     crops:tuple, # Names of the classes
 )->plt.Figure: # By crop and by month
-    fig,axs = plt.subplots(1, 2, figsize=(7.5, 3.6), layout='constrained')
+    fig,axs = plt.subplots(1, 2, figsize=(8, 3.4), layout='constrained')
     left,right = axs
     for k,name in enumerate(crops, 1):
         colour = plt.cm.tab10(k-1)
         left.scatter(*z[crop==k].T, s=4, color=colour, label=name)
     dots = right.scatter(*z.T, s=4, c=month, cmap='twilight', vmin=1, vmax=13)
     fig.colorbar(dots, ax=right, label='month')
-    left.legend(fontsize=5, markerscale=2)
+    fig.legend(fontsize=6, markerscale=2, loc='outside left center', frameon=False)
     for ax,title in zip(axs, ('by crop', 'by month')):
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=8)

@@ -8,7 +8,7 @@ __all__ = ['fractions', 'clear', 'open_tile', 'open_scene', 'apportion', 'split_
            'prevalence', 'cloud_limit', 'cloud_of', 'values_at', 'cloud_at', 'provenance']
 
 # %% ../../nbs/prepare/00_fields.ipynb #66431048
-import importlib, json
+import json
 from pathlib import Path
 import numpy as np
 from ..engine.names import digest
@@ -50,8 +50,8 @@ def open_scene(
     if is_folder and parcels is None: return open_tile(path, part)
     if parcels is None: raise ValueError(
         'A cube needs parcels: name their file, or give a GeoDataFrame')
-    cube = importlib.import_module('cropnb.sources.cube')         # xarray takes a while to import
-    return cube.open_cube(source, parcels, second, **keys)
+    from cropnb.sources.cube import open_cube # here, since xarray takes a while to import
+    return open_cube(source, parcels, second, **keys)
 
 def _is_zarr(path): return any((path/name).exists() for name in ('.zgroup', 'zarr.json'))
 

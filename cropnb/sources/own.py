@@ -7,7 +7,7 @@ __all__ = ['template', 'sentinel2_template', 'second_tables', 'write_template', 
            'Images', 'Stack', 'OwnTile']
 
 # %% ../../nbs/sources/03_own.ipynb #6992a3a1
-import functools, importlib, math, re, tomllib
+import functools, math, re, tomllib
 from glob import glob
 from pathlib import Path
 import geopandas as gpd, numpy as np, rasterio
@@ -661,11 +661,11 @@ class OwnTile:
     def _cube(self, table, sensor):
         "What is not said in scene.toml is left to the cube's own attributes"
         given = _toml_of(self.root/'scene.toml')[table]
-        cube = importlib.import_module('cropnb.sources.cube')     # xarray takes a while to import
+        from cropnb.sources.cube import Cube # here, since xarray takes a while to import
         found = _glob(self.root, given['cube'])
         if not found: raise FileNotFoundError(
             f"{self.root}: nothing matches {given['cube']}: correct `cube` in scene.toml")
-        images = cube.Cube(found if len(found)>1 else found[0], sensor, given)
+        images = Cube(found if len(found)>1 else found[0], sensor, given)
         images.max_days = self.toml[table].get('max_days', 0)
         return images
 
