@@ -32,8 +32,8 @@ def scene_and_model(folder):
 def loop(scene, model, out, block=64):
     "As a user would write it"
     from cropnb.features import day_of_year
-    from cropnb.maps.blocks import as_scene, first_images
-    s2 = first_images(as_scene(scene))
+    from cropnb.maps.blocks import as_scene
+    s2 = as_scene(scene).first
     day = torch.from_numpy(day_of_year(s2.dates.astype(int)))
     how = dict(driver='GTiff', dtype='uint8', count=1, height=s2.shape[0], width=s2.shape[1],
                crs=s2.crs, transform=s2.transform)
@@ -52,7 +52,7 @@ def loop(scene, model, out, block=64):
 class Wide:
     "The scene's images side by side, as many times as wanted"
     def __init__(self, images, times):
-        self.images,self.dates = images,images.dates
+        self.images,self.dates,self.sensor = images,images.dates,images.sensor
         self.transform,self.crs = images.transform,images.crs
         self.shape = tuple(n*times for n in images.shape)
 
@@ -64,8 +64,7 @@ class Wide:
 
 class WideScene:
     def __init__(self, tile, times):
-        from cropnb.maps.blocks import first_images
-        self.tile,self.first = tile,Wide(first_images(tile), times)
+        self.tile,self.first = tile,Wide(tile.first, times)
     def fields(self, crs=None): return self.tile.fields(crs)
     def __getattr__(self, name): return getattr(self.tile, name)
 

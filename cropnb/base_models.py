@@ -147,6 +147,7 @@ class Transformer(nn.Module):
         z = self.body(x, src_key_padding_mask=_hidden(mask))
         return self.head(masked_mean(z, mask))
 
+# %% ../nbs/04_base_models.ipynb #7b70cd42
 def _hidden(mask):
     "What attention leaves out: dates without an observation, but not all of a season"
     if mask is None: return None

@@ -42,12 +42,14 @@ def _describe(images):
     return (f'{sensor_title(images.sensor)}: {len(dates)} dates from {dates[0]} to {dates[-1]}, '
             f'{rows} x {cols} pixels of {metres:g} m, {images.crs}')
 
+# %% ../nbs/sources/04_cli.ipynb #95cd3956
 def _on_disk(path):
     "Type of the numbers, and what means missing"
     if path.suffix.lower()=='.npy': return str(np.load(path, mmap_mode='r').dtype)
     if path.suffix.lower() not in ('.tif', '.tiff', '.jp2', '.vrt'): return path.suffix[1:]
     with rasterio.open(path) as f: return f'{f.dtypes[0]}, nodata {f.nodata}'
 
+# %% ../nbs/sources/04_cli.ipynb #3476d778
 def _accepted(images):
     "Which bands, read from what, kept as what"
     sensor = images.sensor
@@ -125,6 +127,7 @@ def _survey(images, i): # of a date
         high = seen.max(0) if high is None else np.maximum(high, seen.max(0))
     return np.concatenate(some), low, high
 
+# %% ../nbs/sources/04_cli.ipynb #23638e22
 def _medians(
     sensor, # `Sensor`
     a:np.ndarray, # (n, band)
@@ -146,6 +149,7 @@ def _medians(
                      'are scale and offset right?')
     return lines
 
+# %% ../nbs/sources/04_cli.ipynb #7ec8ff70
 def _flat(images, i, low, high):
     "A line that names bands of one value"
     flat = low==high if low is not None else []
@@ -188,6 +192,7 @@ def _class_line(
     few = '   <- too few fields for every part' if min(counts)==0 else ''
     return f'{name:16s} {len(pixels):6d} {sum(pixels):7d}  {columns}{few}'
 
+# %% ../nbs/sources/04_cli.ipynb #64cf29e7
 def check_fields(
     t, # From `cropnb.data.open_tile`
     part:str='train', # train | test: how it will be split
@@ -219,6 +224,7 @@ def _days(text):
     if days>=0: return days
     raise argparse.ArgumentTypeError(f'{days} is below 0')
 
+# %% ../nbs/sources/04_cli.ipynb #a275ec74
 def _parser()->argparse.ArgumentParser: # Of the command line
     "The commands and their options"
     parser = argparse.ArgumentParser(
@@ -253,6 +259,7 @@ def _parser()->argparse.ArgumentParser: # Of the command line
     _long_runs(commands)
     return parser
 
+# %% ../nbs/sources/04_cli.ipynb #471fd29e
 def _long_runs(commands):
     "Before a long run and during it, from `cropnb.cluster`"
     add = commands.add_parser('plan', help='what a run would cost; starts nothing').add_argument
@@ -291,6 +298,7 @@ def _cluster(
     print('timing steps on this device: a minute or two on a CPU ...', file=sys.stderr)
     return cluster.plan_text(vars(a), *cluster.price(vars(a)))
 
+# %% ../nbs/sources/04_cli.ipynb #6547ad82
 def _do(
     a, # Parsed words
 )->list: # Lines to print

@@ -75,6 +75,7 @@ def time_pretraining(
             found[mode] = step_seconds(_pretraining_step(p, r, mode, device), device, most=most)
     return found
 
+# %% ../nbs/09_cluster.ipynb #f2d0bef4
 def _pretraining_step(p, r, mode, device):
     "A step that always takes the same rows"
     views = modes[mode](.2)
@@ -102,6 +103,7 @@ def _season_step(net, batch, dates, features, lr, device):
     rows = torch.arange(batch, device=device)
     return lambda: step(rows, .5)
 
+# %% ../nbs/09_cluster.ipynb #da5a993e
 def time_season(
     net, # A base model, or one with an encoder
     batch:int, # Of the recipe
@@ -151,6 +153,7 @@ def _steps(
     samples = 6*r['train_per_class3'] if task3 else 9*r['train_per_class']
     return -(-samples//r['batch'])*run.recipe['epochs']
 
+# %% ../nbs/09_cluster.ipynb #b02695ba
 class Prices:
     "Seconds of each run, measured once for each kind"
     def __init__(self,
@@ -214,6 +217,7 @@ def _memory(r, data, device):
     else: own = _resident()
     return (own+max(pairs, features))/1e9
 
+# %% ../nbs/09_cluster.ipynb #577f8c34
 def _resident():
     "Peak memory of this process in bytes; 0 where it is not known"
     try: import resource
@@ -238,6 +242,7 @@ def _stage_row(jobs, prices, n_jobs):
         'hours': work/3600/n_jobs,
         'known from': ', '.join(sources) or 'all of it is done'}
 
+# %% ../nbs/09_cluster.ipynb #81af37a5
 def price(
     a:dict, # profile, data, protocol, seed, device, tasks, families, n_jobs
     most:float=1.5, # Seconds for each measurement
@@ -315,6 +320,7 @@ def status(
     stages = _stages(a, data, r, a['device'])
     return _status_lines(name, a, stages, logs_dir(name))
 
+# %% ../nbs/09_cluster.ipynb #c5bbb37b
 def _status_lines(name, a, stages, logs):
     "A line a stage; a line for each notebook that runs or failed"
     lines, left = [f'{name}: logs in {logs}'], 0

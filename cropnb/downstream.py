@@ -56,6 +56,7 @@ def draw_sets(
     trials = [study.ask() for _ in range(n)]
     return [{name: _draw(t, name, range_) for name,range_ in space.items()} for t in trials]
 
+# %% ../nbs/04_downstream.ipynb #d0f5c536
 def _draw(trial, name, range_):
     if isinstance(range_, list): return trial.suggest_categorical(name, range_)
     if isinstance(range_[0], float): return trial.suggest_float(name, *range_, log=True)
@@ -210,6 +211,7 @@ def fit(
     step.close()
     return accuracy, loss
 
+# %% ../nbs/04_downstream.ipynb #cee00acd
 def _one_epoch(step, recipe, rows, epoch, share):
     "Mean loss"
     step.m.train()
@@ -263,6 +265,7 @@ def save_model(
     metadata = dict(cropnb=json.dumps(about, sort_keys=True))
     with aside(path) as beside: save_file(tensors, beside, metadata)
 
+# %% ../nbs/04_downstream.ipynb #cc2ecc7c
 class SeasonModel:
     "A trained model with its encoder: from reflectance to classes"
     def __init__(self,
@@ -311,6 +314,7 @@ class SeasonModel:
     def __repr__(self):
         return f"SeasonModel({self.what['family']}, {len(self.classes)} classes, on {self.encoder})"
 
+# %% ../nbs/04_downstream.ipynb #c3e14c8c
 def load_model(
     folder:Path, # Of a training, or its `model.safetensors`
     encoder:Path|None=None, # Its encoder's file or folder; `None`: found in `runs/` by its id
@@ -341,6 +345,7 @@ def load_model(
     if not what['frozen']: enc.net = nn.Identity() # the trained one is in the network
     return SeasonModel(net, enc, moments, own, what)
 
+# %% ../nbs/04_downstream.ipynb #5642beaa
 def _check_model(path, what):
     "Raise `ValueError` for metadata that are not those of a model"
     kinds = dict(family=str, hyper=dict, seed=int, position=str, frozen=bool, classes=list)
@@ -417,6 +422,7 @@ def training(
     seen = features(series, encoder, device, frozen, r['threads'], r['sees'], r['bands'])
     return Run('downstream', own|same, make_training, encoder=encoder, series=series, features=seen)
 
+# %% ../nbs/04_downstream.ipynb #72c2fc60
 def grid(
     series, # `Run` or folder of a task's series
     encoders:dict, # Name -> `Run` or folder of an encoder

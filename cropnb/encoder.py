@@ -87,6 +87,7 @@ def _as_tensor(series):
     say = 'one array of integers or floats is wanted, of one length along each axis'
     raise TypeError(f'series has the type {a.dtype}: {say}')
 
+# %% ../nbs/02_encoder_file.ipynb #35b16e3a
 def _check_stored(x, sensor):
     "Raise `ValueError` for what is not stored as on disk"
     some = x.is_floating_point() and x.numel()
@@ -140,6 +141,7 @@ def _values(enc, arrays, named):
         f"The sensors' arrays differ in shape: {', '.join(str(tuple(s)) for s in shapes)}")
     return shapes[0], values, torch.tensor(there)
 
+# %% ../nbs/02_encoder_file.ipynb #ad0e2794
 def _flat(x, sensor, names):
     "(n, bands, pixels), and the shape that the n had"
     features, whole = len(names)*sensor.pixels, (len(names), sensor.pixels)
@@ -158,6 +160,7 @@ def _wrong_size(x, sensor, names):
     return (f'{sensor.name} has the shape {tuple(x.shape)}: (..., {len(names)}, {sensor.pixels}) '
             f"is wanted, of the bands {' '.join(names)}")
 
+# %% ../nbs/02_encoder_file.ipynb #5beb0c39
 def _own_bands(enc, x, sensor, names):
     "The bands that the encoder was trained on; raises `ValueError` where they are not there"
     if tuple(names)==sensor.bands: return x.flatten(1)
@@ -182,6 +185,7 @@ def _moments(enc, mean, std, names):
     check_moments('mean, std', *(v.cpu() for v in found), every)
     return found
 
+# %% ../nbs/02_encoder_file.ipynb #ae2f45aa
 def _replaced(own, given, bands, names):
     given = torch.as_tensor(np.asarray(given), dtype=torch.float32)
     if given.shape!=(len(names),): raise ValueError(
@@ -298,6 +302,7 @@ def load_encoder(
     net = _build(path, what, tensors, input_width(sensors, mask))
     return Encoder(net.to(device), mean, std, what, sensors, mask)
 
+# %% ../nbs/02_encoder_file.ipynb #042d215a
 def _checked(path, what):
     "The metadata, in the words of this version"
     if not isinstance(what.get('recipe', {}), dict):
@@ -314,6 +319,7 @@ def _checked(path, what):
         f"{path}: its kind is {what.get('kind')!r}, not one of {', '.join(kinds)}")
     return {'corruption': None} | what
 
+# %% ../nbs/02_encoder_file.ipynb #39facde2
 def _sensors(path, what):
     "What it sees; a file that names no sensors is of Sentinel-2's twelve bands"
     bands, named = what.get('bands'), what.get('sensors')
@@ -332,11 +338,13 @@ def _sensors(path, what):
     raise ValueError(f'{path} was trained on bands {bands}, and its sensor has '
                      f'{list(found[0].bands)}: its metadata are of two encoders')
 
+# %% ../nbs/02_encoder_file.ipynb #e4b48aae
 def _mask(path, what):
     mask = what.get('mask', '')
     if mask in masks: return mask
     raise ValueError(f'{path}: its mask is {mask!r}, not one of {masks}')
 
+# %% ../nbs/02_encoder_file.ipynb #ddfbd510
 def _sizes(path, recipe, tensors):
     "Width and blocks, not larger than the file"
     dim, blocks = recipe.get('dim', 256), recipe.get('blocks', 4)
@@ -347,6 +355,7 @@ def _sizes(path, recipe, tensors):
     raise ValueError(f'{path}: its metadata say blocks={blocks!r}, and it holds {most} tensors: '
                      'its weights and its metadata are of two encoders')
 
+# %% ../nbs/02_encoder_file.ipynb #673a9235
 def _build(path, what, tensors, features):
     "The network with its weights"
     if what['kind'] not in _networks: return nn.Identity()

@@ -84,10 +84,12 @@ class BandTokens(nn.Module):
 
     def forward(self, x): return x[...,None]*self.slope+self.offset
 
+# %% ../nbs/02_encoders.ipynb #b48e2b0a
 class TokenMean(nn.Module):
     "(N, tokens, width) -> (N, width)"
     def forward(self, x): return x.mean(1)
 
+# %% ../nbs/02_encoders.ipynb #309a84e4
 class BandTransformer(nn.Sequential):
     "(N, features) -> (N, dim): a token a band, transformer blocks, mean, LayerNorm, Linear"
     most = 8192 # rows at a time where no gradient is wanted

@@ -171,6 +171,7 @@ def read_scores(
 
 _write_again = 'write it with nbs/05_evaluate.ipynb'
 
+# %% ../nbs/05_evaluate.ipynb #7da42850
 def _check_numbers(
     df:pd.DataFrame, # A score table
     name='The score table', # For the message
@@ -540,6 +541,7 @@ def _accuracy_text(
     if pd.isna(sd): return f'{mean:.2f}'
     return f'{mean:.2f} ± {sd:.2f}'
 
+# %% ../nbs/05_evaluate.ipynb #992da98c
 def _gain_text(
     row:pd.Series, # Of `table1`
     which:str, # uni | bi | paper_uni | paper_bi

@@ -49,6 +49,7 @@ def _classes(h):
     if len(set(names))==len(names): return names
     raise ValueError(f'{h.filename}: classes names one twice: {names}')
 
+# %% ../nbs/03_features.ipynb #f7ef5eac
 def _prevalence(h, n):
     "Share of each class, or `None`"
     if 'prevalence' not in h.attrs: return None
@@ -58,6 +59,7 @@ def _prevalence(h, n):
     in_range(found, f'{h.filename}: prevalence', 0, np.inf, _again)
     return found
 
+# %% ../nbs/03_features.ipynb #6169da6e
 def _own(h, bands):
     "Mean and sd of the set's own, where it has them"
     own = {k: h.attrs[k] for k in ('mean', 'std') if k in h.attrs}
@@ -115,6 +117,7 @@ def _series(h, name, sensor, shape):
         f'{h.filename}: {name} holds nothing above {x.max()}: {wanted}')
     return as_int16(x)
 
+# %% ../nbs/03_features.ipynb #26bf98ac
 def read_part(
     path:Path, # train.h5 or val.h5, from `cropnb.data.series`
     second:bool=True, # Also the values of the second sensor, where there is one?
@@ -144,6 +147,7 @@ def moments_of(
     mean = total/n
     return mean, (squares/n-mean**2).clamp(min=1e-12).sqrt()
 
+# %% ../nbs/03_features.ipynb #18b8e8fc
 def standardise(
     x:np.ndarray, # (N,T,F) fp16, changed in place
     mean:torch.Tensor, # (F,) float64
@@ -176,6 +180,7 @@ def seen_sensors(
     if len(names)>1: return names if sees=='both' else names[1:]
     raise ValueError(f'sees={sees!r} is for joint encoders, and {enc} sees {names[0]} alone')
 
+# %% ../nbs/03_features.ipynb #5dcb5ef5
 def _held(part):
     "Sensor -> values, mask and what it is, of a part"
     first,*others = part.get('sensors', first_of_all)
@@ -256,6 +261,7 @@ def embed_part(
         z = enc.embed(bands=bands, **own, **given)
         x[i:i+step] = z.half().cpu().numpy()
 
+# %% ../nbs/03_features.ipynb #48dfe2ee
 def _rows(enc, values, mask, rows):
     "A joint encoder is told what was not observed: 0 in every band"
     x, seen = values[rows], mask[rows]
@@ -332,6 +338,7 @@ def load_part(
     for name in ('x', 'mask', 'day', 'y'): p[name] = p[name].to(device)
     return p
 
+# %% ../nbs/03_features.ipynb #0b008a48
 def _mapped(path, seasons):
     "Embeddings on disk, of so many series and dates"
     fix = make_again(path, 'make it again')

@@ -46,6 +46,7 @@ def leave_out(
         classes=[names[i] for i in stay],
         prevalence=share and [share[i] for i in stay])
 
+# %% ../nbs/04_few_labels.ipynb #c6c5cc4f
 def _still_there(names, unseen):
     "Indices of the classes that are labelled"
     known = ', '.join(names)
@@ -298,6 +299,7 @@ def write_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part: part.write_bytes(data.getbuffer())
 
+# %% ../nbs/04_few_labels.ipynb #21b1df62
 def read_checkpoint(
     path:Path, # Of `write_checkpoint`
 )->dict: # The state
@@ -397,6 +399,7 @@ def make_few_labels(
     what = load_encoder(encoder).what
     return record_of(folder, val, pred, what, recipe['frozen'], **more)
 
+# %% ../nbs/04_few_labels.ipynb #e4ce2479
 def _two_parts(features, series, recipe):
     "Validation has no sample of a class that is never labelled"
     device, unseen = recipe['device'], tuple(recipe.get('unseen', ()))

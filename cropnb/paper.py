@@ -226,6 +226,7 @@ def execute(
     else: _say_why(job, log)
     return worked
 
+# %% ../nbs/06_paper.ipynb #e743a41d
 def _say_why(job, log):
     "The last line of an error names it"
     why = last_line(log)

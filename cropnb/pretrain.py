@@ -50,6 +50,7 @@ def make_optimizer(
     kind, on_gpu = optimizers[r['optimizer']], trained[0].is_cuda
     return kind(trained, r['lr'], weight_decay=r['weight_decay'], fused=True, capturable=on_gpu)
 
+# %% ../nbs/03_pretrain.ipynb #fce7ea7b
 def known_labels(
     pairs:Pairs, # The set
     method:Method, # For its `needs`
@@ -62,6 +63,7 @@ def known_labels(
         raise ValueError(f'{who} is told the {lacking} of each pair; {pairs} has none: {fix}')
     return [pairs.about[name] for name in method.needs]
 
+# %% ../nbs/03_pretrain.ipynb #80db2188
 class Step:
     "One step of pre-training; on a GPU recorded and replayed"
     def __init__(self,
@@ -139,6 +141,7 @@ def save_state(
     torch.save(dict(networks, total=step.total, generators=generators, **more), state)
     with aside(path) as part: part.write_bytes(state.getbuffer())
 
+# %% ../nbs/03_pretrain.ipynb #d753e9fa
 def load_state(
     path:Path, # Checkpoint
     step:Step, # Set as it was
@@ -338,6 +341,7 @@ def encoder(
     if load is not Pairs: make = functools.partial(make, load=load)
     return Run('pretrain', own|same, make, pairs=pairs)
 
+# %% ../nbs/03_pretrain.ipynb #090d4512
 def _check(r, mode, corruption, epochs):
     "Raise `ValueError` for what cannot be trained"
     check_choices(r)
@@ -404,6 +408,7 @@ def encoders(
     trained = {name: encoder(pairs, r, seed, device=device, **v) for name,v in todo.items()}
     return dict(supervised=raw(pairs, r), untrained=untrained(pairs, r, seed, device)) | trained
 
+# %% ../nbs/03_pretrain.ipynb #e508ce80
 def _joint_encoders(pairs, r, seed, device):
     "Those that can be given the second sensor, or both"
     trained = encoder(pairs, r, seed, 'joint', device=device)
@@ -462,6 +467,7 @@ def command_line()->argparse.ArgumentParser: # Of `python -m cropnb.pretrain`
 _trained_by = ('method options pairing dim blocks dropout precision optimizer '
                'pretrain_lr pretrain_batch weight_decay threads')
 
+# %% ../nbs/03_pretrain.ipynb #80703f0b
 def changed(
     words:list, # 'key=value'
     base:dict, # A recipe
@@ -480,6 +486,7 @@ def _like(key, old, text):
         kind = 'a JSON object' if isinstance(old, dict) else type(old).__name__
         raise ValueError(f'{key}={text!r} is not {kind}: give one like {old!r}') from None
 
+# %% ../nbs/03_pretrain.ipynb #eaf7fdb5
 def train_here(
     argv:list|None=None, # Words of the command line
 ):
@@ -490,6 +497,7 @@ def train_here(
         first = not int(os.environ.get('RANK', 0)) # of several processes one says it
         sys.exit(f'cropnb.pretrain: {e}' if first else 1)
 
+# %% ../nbs/03_pretrain.ipynb #d42cdac0
 def _tell_torchrun(text):
     "So that its summary names the reason"
     path = os.environ.get('TORCHELASTIC_ERROR_FILE')
@@ -497,6 +505,7 @@ def _tell_torchrun(text):
     more = dict(timestamp=str(int(time.time())), py_callstack=text)
     write_json(path, dict(message=dict(message=text, extraInfo=more)))
 
+# %% ../nbs/03_pretrain.ipynb #9d52a0e6
 def _train_as_told(argv):
     a = command_line().parse_intermixed_args(argv)
     if a.out and '=' in str(a.out): a.changes, a.out = [str(a.out), *a.changes], None

@@ -57,6 +57,7 @@ def ridge_probe(n, seed):
     "Least squares with a penalty"
     return RidgeClassifier(alpha=.01*n)
 
+# %% ../nbs/04_probing.ipynb #4a3bb297
 def nearest(n, seed):
     "The five nearest neighbours"
     return KNeighborsClassifier(5)

@@ -84,10 +84,12 @@ def _wanted_sensors(held, bands, sensor, path):
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
     return [held[0].pick(names), *held[1:]]
 
+# %% ../nbs/01_views.ipynb #7c7e2e1d
 def _no_sensor(held, sensor, path):
     has = ', '.join(s.name for s in held)
     raise ValueError(f'{path} has no sensor {sensor!r}: it has {has}')
 
+# %% ../nbs/01_views.ipynb #6a484bd2
 def _array(h, sensor, n):
     "A sensor's array, (n, bands) or (n, bands, pixels)"
     name, bands = data_of(sensor), len(sensor.bands)
@@ -102,6 +104,7 @@ def _values(h, sensor, n):
     if a.max()<2: raise ValueError(f'{where} holds nothing above {a.max()}: {wanted}')
     return a
 
+# %% ../nbs/01_views.ipynb #6247806c
 def _moments(h, sensor, path):
     "Mean and sd of each band, kept beside the pairs"
     names = [f'{moments_name(sensor)}_{k}' for k in ('mean', 'std')]
@@ -245,6 +248,7 @@ class Unimodal(Views):
         lossy = corrupt(x, self.corruption, pairs.x[0], g)
         return [normalise(v, *pairs.norm[0]) for v in (x, lossy)]
 
+# %% ../nbs/01_views.ipynb #657a31ab
 class Bimodal(Views):
     "A spectrum and the window under it, both corrupted"
     mode, needs = 'bimodal', 2
@@ -280,6 +284,7 @@ class UnimodalDrop(Unimodal):
     def __call__(self, pairs, rows, g):
         return [self.drop(x, g) for x in super().__call__(pairs, rows, g)]
 
+# %% ../nbs/01_views.ipynb #78c407b8
 class BimodalDrop(UnimodalDrop):
     "A spectrum without some of its bands, and the whole window under it, both corrupted"
     mode, like, shared, needs = 'bimodal_drop', 'bimodal', False, 2

@@ -386,3 +386,69 @@ def test_france_with_encoders_of_nine_bands(sample, smoke, fresh_runs):
     np.testing.assert_allclose(wins+wins.T, 1)
     supervised = t[t.variant=='supervised'].accuracy.item()
     assert supervised>.5, supervised
+
+# ---------------------------------------------------------------- from a cube to a map
+def given_to_a_user(folder):
+    "Ten bands and SCL as openEO writes them, and parcels; of the smallest simulated scene"
+    from cropnb.prepare.fields import open_tile
+    from cropnb.twin.scene import scene
+    tile = open_tile(scene('tiny', 0).get())
+    images, transform = tile.first, tile.first.transform
+    rows, cols = images.shape
+    place = dict(y=transform.f+transform.e*(np.arange(rows)+.5),
+                 x=transform.c+transform.a*(np.arange(cols)+.5))
+    ds = xr.Dataset(coords=dict(time=images.dates.astype('M8[ns]'), **place))
+    values = np.stack([images[i] for i in range(len(images.dates))])
+    for band in ten:
+        ds[band] = ('time', 'y', 'x'), values[...,images.sensor.bands.index(band)].astype('int16')
+    cloud = np.stack([images.clouds(i) for i in range(len(images.dates))])
+    ds['SCL'] = ('time', 'y', 'x'), np.where(cloud>128, 9, 4).astype('int16')
+    ds = ds.rio.write_crs(images.crs).rename(time='t', spatial_ref='crs')
+    for name in (*ten, 'SCL'):
+        ds[name].encoding.pop('grid_mapping', None)
+        ds[name].attrs['grid_mapping'] = 'crs'
+    ds.to_netcdf(folder/'s2.nc', engine='h5netcdf')
+    g = tile.fields(images.crs)
+    g['crop'] = [tile.classes[c-1] for c in g.crop]
+    g[['crop', 'geometry']].to_parquet(folder/'parcels.parquet')
+    return images
+
+ten = 'B02 B03 B04 B05 B06 B07 B08 B8A B11 B12'.split()
+
+@pytest.mark.slow
+def test_from_a_cube_and_a_geoparquet_to_a_score_table_and_a_map(tmp_path, fresh_runs, capsys):
+    "The README's commands, by a user who has nothing else"
+    import cropnb, papermill, rasterio
+    from cropnb.cli import main
+    folder = tmp_path/'scene'
+    folder.mkdir()
+    images = given_to_a_user(folder)
+    main(['template', str(folder), '--sentinel2-only'])
+    toml = folder/'scene.toml'
+    text = toml.read_text().replace('"parcels.gpkg"', '"parcels.parquet"')
+    toml.write_text(text.replace('cube = ""', 'cube = "s2.nc"'))
+    with pytest.raises(SystemExit, match='no band B01, B09.*`use`'): main(['check', str(folder)])
+    toml.write_text(toml.read_text().replace('use = []', f'use = {json.dumps(ten)}'))
+    main(['check', str(folder)])
+    assert '67 fields' in capsys.readouterr().out
+    steps = [('03_pretrain', dict(mode='unimodal')),
+             ('04_downstream', dict(task=1, family='transformer')), ('04_probing', dict(task=1)),
+             ('05_evaluate', dict(tasks=[1], families=['transformer']))]
+    for name,chosen in steps:
+        chosen |= dict(data=str(folder), profile='smoke')
+        papermill.execute_notebook(root/f'nbs/{name}.ipynb', tmp_path/'out.ipynb', chosen,
+                                   cwd=root, progress_bar=False)
+    assert list(fresh_runs.glob('figures/scene-smoke/scores.csv'))
+    sees = {f: json.loads(f.read_text()) for f in fresh_runs.glob('pretrain/*/result.json')}
+    encoder = next(f.parent for f,made in sees.items() if made['result'].get('mode')=='unimodal')
+    words = ['--out', str(tmp_path/'model'), '--pixels', '10', '--epochs', '1']
+    main(['fit', str(folder), '--encoder', encoder.name, *words])
+    main(['map', str(folder), str(tmp_path/'model'), '--out', str(tmp_path/'crops.tif')])
+    main(['embed', str(folder), encoder.name, '--out', str(tmp_path/'z.tif')])
+    sensor = sensors['sentinel2'].pick(ten)
+    opened = cropnb.open_scene(folder/'s2.nc', parcels=folder/'parcels.parquet', sensor=sensor)
+    model = cropnb.fit(opened, encoder, tmp_path/'again', pixels=10, epochs=1)
+    model.map(opened, tmp_path/'again.tif')
+    with rasterio.open(tmp_path/'crops.tif') as f: codes = f.read(1)
+    with rasterio.open(tmp_path/'again.tif') as f: assert (f.read(1)==codes).all()
+    assert codes.shape==images.shape and codes.max()<=9

@@ -7,8 +7,8 @@ from conftest import root
 from cropnb.cli import main
 from cropnb.encoder import save_encoder
 from cropnb.encoders import ResMLP
-from cropnb.engine.bands import s2_bands
-from cropnb.maps.blocks import as_scene, block_of, cloud_block, first_images
+from cropnb.engine.bands import sensors
+from cropnb.maps.blocks import as_scene
 from cropnb.maps.fit import MapModel, fit_scene, split_scene
 from cropnb.maps.rasters import no_share, no_value, unseen
 from cropnb.maps.scene import embed_raster
@@ -31,20 +31,20 @@ class View:
     "Images of a tile as another would give them: some pixels missing, some that cannot be read"
     def __init__(self, images, missing=None, broken=None, **other):
         self.images,self.missing,self.broken = images,missing,broken
-        self.dates,self.shape = images.dates,images.shape
+        self.sensor,self.dates,self.shape = images.sensor,images.dates,images.shape
         self.transform,self.crs = images.transform,images.crs
         self.__dict__.update(other)
 
     def read(self, i, rows, cols):
         if self.broken and self.broken[0] in _span(rows) and self.broken[1] in _span(cols):
             raise ValueError(f'image-{i}.tif cannot be read: get it again')
-        x = np.array(block_of(self.images, i, rows, cols))
+        x = np.array(self.images.read(i, rows, cols))
         if self.missing:
             row,col = np.ogrid[rows,cols]
             x[(row<self.missing[0])&(col<self.missing[1])] = 0
         return x
 
-    def clouds(self, i, rows, cols): return cloud_block(self.images, i, rows, cols)
+    def clouds(self, i, rows, cols): return self.images.clouds(i, rows, cols)
 
 def _span(s): return range(s.start, s.stop)
 
@@ -56,7 +56,7 @@ class Scene:
 
 def scene_like(world, **other):
     tile = as_scene(world.scene)
-    return Scene(tile, View(first_images(tile), **other))
+    return Scene(tile, View(tile.first, **other))
 
 # ---------------------------------------------------------------- the same bytes
 def contents(folder): return {f.name: f.read_bytes() for f in sorted(folder.glob('*.tif'))}
@@ -166,7 +166,7 @@ def test_a_model_that_counts_images_refuses_another_calendar(world, tmp_path):
     small = dict(pixels=4, epochs=1, position='index')
     model = fit_scene(world.scene, world.encoder, tmp_path/'m', **small)
     model.map(world.scene, tmp_path/'a.tif')
-    later = scene_like(world, dates=first_images(as_scene(world.scene)).dates+20)
+    later = scene_like(world, dates=as_scene(world.scene).first.dates+20)
     with pytest.raises(ValueError, match="counts images.*position='day'"):
         model.map(later, tmp_path/'b.tif')
 
@@ -180,7 +180,7 @@ def test_a_scene_of_another_season(world, tmp_path):
 
 # ---------------------------------------------------------------- bad input
 def test_bands_that_lack(world, tmp_path):
-    sensor = SimpleNamespace(name='sentinel2', bands=tuple(s2_bands[:-1]))
+    sensor = sensors['sentinel2'].pick(sensors['sentinel2'].bands[:-1])
     with pytest.raises(ValueError, match='lacks the bands B12'):
         world.model.map(scene_like(world, sensor=sensor), tmp_path/'a.tif')
 

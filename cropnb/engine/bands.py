@@ -49,6 +49,7 @@ class Sensor:
     def stored(self)->str: # What the numbers on disk are
         return units[self.unit]
 
+# %% ../../nbs/engine/06_bands.ipynb #c038bd5e
 def _check_sensor(s):
     where = f'Sensor {s.name!r}'
     if not (isinstance(s.name, str) and s.name.isidentifier()):
@@ -90,6 +91,7 @@ def band_places(
     return [self.bands.index(b) for b in names]
 Sensor.index = band_places
 
+# %% ../../nbs/engine/06_bands.ipynb #c53a9bee
 def pick_bands(
     self:Sensor, # A sensor
     names, # Bands wanted, in the order wanted
@@ -135,6 +137,7 @@ def moments_name(
     "How its statistics begin in a pair file"
     return _theirs.get(sensor.name, ('', sensor.name))[1]
 
+# %% ../../nbs/engine/06_bands.ipynb #d6052f17
 def _as_dict(self)->dict: # As JSON writes it; `data` is the array in a pair file
     return dict(asdict(self), bands=list(self.bands), data=data_of(self))
 Sensor.as_dict = _as_dict

@@ -56,6 +56,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return mine(g).contiguous()
 
+# %% ../../nbs/engine/08_distributed.ipynb #9f746753
 def gather(
     x:torch.Tensor, # (N/K, D) this process's embeddings
 )->torch.Tensor: # (N, D) everyone's, in order, with gradients
@@ -76,6 +77,7 @@ class _Sum(torch.autograd.Function):
         dist.all_reduce(g)
         return g
 
+# %% ../../nbs/engine/08_distributed.ipynb #9b69cb50
 class GlobalBatchNorm(nn.BatchNorm1d):
     "BatchNorm over the rows of all processes, on any device (torch's SyncBatchNorm needs a GPU)"
     def forward(self, x):
@@ -95,6 +97,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
 
+# %% ../../nbs/engine/08_distributed.ipynb #22001c8f
 def globalise(
     m:nn.Module, # Changed in place where there are several processes
 )->nn.Module: # With its BatchNorms over all of them; names and numbers of the state stay

@@ -28,6 +28,7 @@ def repository(
         known = (folder/'nbs'/'06_paper.ipynb').exists()
         if known and (folder/'settings.ini').exists(): return folder
 
+# %% ../../nbs/engine/00_files.ipynb #5d06eb75
 def repo_root(
     start:Path|None=None, # Where to begin; the working folder if `None`
 )->Path: # The repository's root; the working folder where cropnb was installed without one
@@ -123,6 +124,7 @@ def check_room(
         with open(trial, 'wb') as f: _allocate(f, size)
     finally: trial.unlink(missing_ok=True)
 
+# %% ../../nbs/engine/00_files.ipynb #4311b1fe
 def reserve(
     path:Path, # A file that is to be mapped
 ):
@@ -183,6 +185,7 @@ def locked(
         _lock(f, path, wait)
         yield
 
+# %% ../../nbs/engine/00_files.ipynb #5e3b07c2
 def _lock(f, path, wait):
     "Raises `OSError` where the file system has no locks: two processes could do the same work"
     try: import fcntl
@@ -209,6 +212,7 @@ def wants_bars()->bool: # Is this a notebook that somebody looks at?
     "In a kernel, unless `CROPNB_PROGRESS=lines` says that what is printed is read elsewhere"
     return 'ipykernel' in sys.modules and os.environ.get('CROPNB_PROGRESS')!='lines'
 
+# %% ../../nbs/engine/00_files.ipynb #76b914f3
 def _bar(xs, what):
     "`tqdm` is imported here, because encoders train on nodes that lack it"
     try: from tqdm.auto import tqdm

@@ -48,6 +48,7 @@ def data_set(
         f'{where} has the type {found.dtype}: {_of_kinds(kinds)} are wanted')
     return found
 
+# %% ../../nbs/engine/13_gate.ipynb #52d698c7
 def check_inside(
     h:h5py.File, # Open
     name:str, # Of a data set, with the groups that it is in
@@ -68,6 +69,7 @@ def _check_path(h, name, where):
         if isinstance(link, h5py.ExternalLink):
             raise ValueError(f'{where} is a link to {link.filename}: copy its data into this file')
 
+# %% ../../nbs/engine/13_gate.ipynb #e5abf32b
 def _check_link(h, name, where):
     _check_path(h, name, where)
     if h.get(name, getlink=True) is None:

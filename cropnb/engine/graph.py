@@ -30,6 +30,7 @@ def record(
     with torch.cuda.graph(graph): f()
     return graph
 
+# %% ../../nbs/engine/09_graph.ipynb #0daf69f5
 class Recorded:
     "`f`, called plainly or replayed"
     def __init__(self,

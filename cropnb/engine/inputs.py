@@ -20,6 +20,7 @@ def masked_names(
     if mask=='sensors': return [s.name for s in which]
     return [b for s in which for b in s.bands] if mask else []
 
+# %% ../../nbs/engine/14_inputs.ipynb #1212b07f
 def input_width(
     which, # `Sensor`s
     mask:str='', # '' | sensors | bands

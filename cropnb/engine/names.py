@@ -44,6 +44,7 @@ def _is_text(statement):
     value = getattr(statement, 'value', None)
     return isinstance(statement, ast.Expr) and isinstance(getattr(value, 'value', None), str)
 
+# %% ../../nbs/engine/04_names.ipynb #a96df562
 def _is_print(node):
     return isinstance(node, ast.Call) and getattr(node.func, 'id', '')=='print'
 
@@ -69,6 +70,7 @@ def _spans(
 
     return [span(node) for node in _text_nodes(ast.parse(source))]
 
+# %% ../../nbs/engine/04_names.ipynb #13f812fb
 def _tokens(
     source:str, # A program
 ): # Yields (text, start), an f-string as one
@@ -125,6 +127,7 @@ def _path(
     path = origin.parent.joinpath(*below).with_suffix('.py')
     return path if path.is_file() else None
 
+# %% ../../nbs/engine/04_names.ipynb #7a00d17c
 def _imports(
     module:str, # Name of a module
     source:str, # Its source
@@ -190,6 +193,7 @@ def parts(
     replaced = [part for v in given if callable(v) for part in parts(v)]
     return [*parts(f.func), *replaced]
 
+# %% ../../nbs/engine/04_names.ipynb #057523ca
 def code_of(
     f, # A function, a class, or a `functools.partial` of one
 )->str: # A hash of what it does
@@ -216,6 +220,7 @@ def hash_file(
     if took>2: print(f'hashed {path} ({size:,.0f} MB) in {took:.0f} s', flush=True)
     return found
 
+# %% ../../nbs/engine/04_names.ipynb #1c4503d2
 def known_hash(
     path:Path, # A file
     small:int=1<<20, # Bytes below which it is not worth keeping

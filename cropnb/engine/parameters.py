@@ -53,6 +53,7 @@ def check_number(
     wanted = _wanted(least, most, above, 'a whole number' if whole else 'a number')
     raise ValueError(f'{name}={value!r} is not {wanted}')
 
+# %% ../../nbs/engine/01_parameters.ipynb #29e3e3f3
 def _wanted(least, most, above, kind):
     if math.isfinite(least) and math.isfinite(most):
         return f'in {least}..{most}' if kind=='a number' else f'{kind} in {least}..{most}'
@@ -96,6 +97,7 @@ def check_params(
     except ValueError as e: raise WrongValue(*e.args) from None
     return bool(injected)
 
+# %% ../../nbs/engine/01_parameters.ipynb #1545e5a6
 class _OneLine:
     "What IPython shows of an error"
     def _render_traceback_(self): return [f'{type(self).__name__}: {self}']

@@ -78,6 +78,7 @@ def recipe(
     if unknown: raise ValueError(f"No recipe key {', '.join(unknown)}: there are {', '.join(row)}")
     return check_choices(row | changes)
 
+# %% ../../nbs/engine/03_recipes.ipynb #62188626
 def check_choices(
     r:dict, # A recipe
 )->dict: # The same

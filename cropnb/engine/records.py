@@ -49,6 +49,7 @@ def _cuda():
     torch = sys.modules.get('torch')
     return torch.cuda if torch and torch.cuda.is_initialized() else None
 
+# %% ../../nbs/engine/05_records.ipynb #b106ec2b
 def _cpu():
     "What sums in floating point depend on: the same bytes are promised for one instruction set"
     torch = sys.modules.get('torch')
@@ -127,6 +128,7 @@ def result(
     "What a run found, without its log"
     return _what(o.path if isinstance(o, Run) else Path(o))['result']
 
+# %% ../../nbs/engine/05_records.ipynb #5d12d901
 def _what(folder):
     "A record's result.json; raises `ValueError` where it is damaged"
     path = folder/'result.json'
@@ -172,6 +174,7 @@ def _readable(path):
     try: return bool(json.loads(path.read_text()))
     except (OSError, ValueError): return False
 
+# %% ../../nbs/engine/05_records.ipynb #218b597e
 def _hashes(folder):
     "Of each file of a record, but what says how it was made"
     files = [f for f in sorted(folder.rglob('*')) if f.is_file()]
@@ -186,6 +189,7 @@ def _make_way(path):
     path.rename(aside)
     print(f'{path} has no result.json: renamed to {aside.name}, and made again', flush=True)
 
+# %% ../../nbs/engine/05_records.ipynb #3b0a8ac9
 def _get_input(o):
     return o.get() if hasattr(o, 'get') else Path(o)
 
@@ -218,6 +222,7 @@ def records(
     whole = [_record(f.parent) for f in found if not f.parent.suffix]
     return [record for record in whole if record]
 
+# %% ../../nbs/engine/05_records.ipynb #c18487b8
 def _record(folder):
     "`None` for one that cannot be read, which is said"
     try:

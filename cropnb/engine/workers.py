@@ -59,6 +59,7 @@ def connect(
     cluster.adapt(minimum=n_jobs, maximum=n_jobs) # also one that dies while it starts is replaced
     return client
 
+# %% ../../nbs/engine/10_workers.ipynb #f49671c5
 def _plugin():
     "What every worker of this machine does first, also one that was started again"
     from distributed import WorkerPlugin
@@ -100,6 +101,7 @@ def _submit(client, run, priority):
     name = f'{run.stage}-{run.id}'
     return client.submit(make_one, run, str(runs_dir()), key=name, priority=priority)
 
+# %% ../../nbs/engine/10_workers.ipynb #8026c4ca
 def work(
     runs:list, # To be made
     n_jobs:int=1, # Processes on this machine

@@ -24,14 +24,17 @@ def stratified_ratio(
     if not total: return np.nan, np.nan
     ratio = (w*y).sum()/total
     miss = y-ratio*x
-    inside = [miss[stratum==h]-_trend(miss, size, stratum==h) for h in range(len(area))]
-    n = np.bincount(stratum, minlength=len(area))
-    var = [weight[h]**2*n[h]/max(n[h]-1, 1)*(e**2).sum() for h,e in enumerate(inside)]
-    return ratio, np.sqrt(sum(var))/total
+    n, squares = np.bincount(stratum, minlength=len(area)), np.zeros(len(area))
+    for h in range(len(area)):
+        own = stratum==h
+        squares[h] = _spread_about(miss[own], size[own])
+    var = weight**2*n/np.maximum(n-1, 1)*squares
+    return ratio, np.sqrt(var.sum())/total
 
-def _trend(miss, size, own):
-    "What a unit of its size would have in its stratum"
-    return size[own]*(miss[own].sum()/max(size[own].sum(), 1e-12))
+def _spread_about(miss, size):
+    "Squares about what a unit of its size would have in its stratum"
+    expected = size*miss.sum()/max(size.sum(), 1e-12)
+    return ((miss-expected)**2).sum()
 
 # %% ../../nbs/maps/08_area.ipynb #8c2c60c4
 def area_table(
@@ -49,16 +52,16 @@ def area_table(
                                 'look at two or more in each class of the map')
     size = np.ones(len(truth)) if size is None else np.asarray(size, float)
     def ratio(y, x): return stratified_ratio(y*size, x*size, mapped, area, size)
-    every = np.ones(len(truth))
+    def with_ci(found, times=1): return times*found[0], times*z*found[1]
+    every, whole = np.ones(len(truth)), area.sum()
     agree = mapped==truth
     rows = {}
     for k,name in enumerate(classes):
         here, there = truth==k, mapped==k
         share, users = ratio(here, every), ratio(agree & there, there)
         producers = ratio(agree & here, here)
-        rows[name] = (share[0]*area.sum(), z*share[1]*area.sum(), area[k],
-                      users[0], z*users[1], producers[0], z*producers[1])
-    right = ratio(agree, every)
-    rows['all'] = (area.sum(), 0, area.sum(), right[0], z*right[1], right[0], z*right[1])
+        rows[name] = *with_ci(share, whole), area[k], *with_ci(users), *with_ci(producers)
+    right = with_ci(ratio(agree, every))
+    rows['all'] = whole, 0, whole, *right, *right
     names = 'area area_ci counted user user_ci producer producer_ci'.split()
     return pd.DataFrame(rows, names).T

@@ -106,7 +106,8 @@ def coverage_of(
     "How often sets hold the truth"
     w = field_weights(field)
     w = w/w.sum()
-    return float((w*sets[np.arange(len(y)),y]).sum()), float((w*sets.sum(1)).sum())
+    covered, size = sets[np.arange(len(y)),y], sets.sum(1)
+    return float((w*covered).sum()), float((w*size).sum())
 
 def coverage_of_splits(
     p:np.ndarray, # (n, classes) probabilities, of fields that were not trained on

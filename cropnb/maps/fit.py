@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shares', 'ShakenSeasons', 'split_scene', 'scores_of_seasons', 'encoder_bands', 'fit_scene', 'MapModel']
 
-# %% ../../nbs/maps/05_fit.ipynb #1f7af78f
+# %% ../../nbs/maps/05_fit.ipynb #cc15f83f
 import json
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..engine.records import commit, run_id
 from ..engine.seeds import derive
 from ..engine.tensors import seeded
 from ..features import embed_part, moments_of, read_part, standardise
-from .blocks import as_scene, bands_of, first_images
+from .blocks import as_scene
 from .confidence import calibrate, coverage_of, load_confidence, save_confidence
 from .networks import SeasonNet
 from ..measure.metrics import confusion, field_accuracy, scores_of, votes
@@ -68,7 +68,8 @@ def split_scene(
     "By field within each class; raises `ValueError` for a class of fewer than three fields"
     fields = tile.fields()
     number = fields.crop.value_counts()
-    few = [f'{tile.classes[c-1]} ({n})' for c,n in number.items() if n<len(shares)]
+    short = number[number<len(shares)]
+    few = [f'{tile.classes[c-1]} ({n})' for c,n in short.items()]
     if few: raise ValueError(
         f"{tile.labels}: fewer than three fields of {', '.join(few)}: each class needs one to "
         'learn from, one to calibrate on and one to look at; add fields, or leave the class out')
@@ -84,25 +85,18 @@ def _parts(tile, folder, pixels, clouds, buffer, seed):
         if not path.exists():
             own = derive(seed, name)
             drawn = pixel_series(tile, fields, pixels, own, folder/name, clouds, buffer)
-            with aside(path) as part: write_series(part, drawn, *_sensors_of(tile), **about)
+            with aside(path) as part: write_series(part, drawn, [tile.first.sensor], **about)
         parts[name] = read_part(path)
     lacking = [tile.classes[c-1] for c in known if not (parts['train']['y']==c-1).any()]
     if lacking: raise ValueError(
         f"{tile.labels}: no pixel of {', '.join(lacking)} was seen: add fields, or clouds='all'")
     return parts
 
-def _sensors_of(tile):
-    "For `write_series`, where images say which sensor they are of"
-    sensor = getattr(first_images(tile), 'sensor', None)
-    return ([sensor],) if sensor else ()
-
 def _name(tile):
     "What a scene is called"
-    name = getattr(tile, 'name', '') or ''
-    root = Path(getattr(tile, 'root', '.'))
-    note = root/'SIMULATED.txt'
+    note = Path(tile.root)/'SIMULATED.txt'
     if note.exists(): return note.read_text().splitlines()[0]
-    return name or root.name
+    return tile.name or Path(tile.root).name
 
 # %% ../../nbs/maps/05_fit.ipynb #18a01302
 def _embedded(encoder, parts):
@@ -227,10 +221,10 @@ def _work_folder(out, plan):
 def _describe(path, tile, encoder, own):
     "What a map has to know, into the model's metadata"
     what, tensors = read_tensors(path, 'model')
-    images, enc = first_images(tile), load_encoder(encoder).what
+    images, enc = tile.first, load_encoder(encoder).what
     what |= own | dict(
         season=[str(d) for d in images.dates],
-        bands=list(bands_of(images)), level=tile.level, source=_name(tile),
+        bands=list(images.sensor.bands), level=tile.level, source=_name(tile),
         licence=tile.licence, method=enc.get('method') or enc['mode'],
         encoder_hash=hash_file(encoder), commit=commit())
     metadata = dict(cropnb=json.dumps(what, sort_keys=True))
@@ -277,7 +271,7 @@ def _stacked(scores, z, y, field):
     arrays = dict(scores=scores, z=z, y=y, field=field)
     return {k: np.concatenate([v[name] for name in both]) for k,v in arrays.items()}
 
-# %% ../../nbs/maps/05_fit.ipynb #ab647f56
+# %% ../../nbs/maps/05_fit.ipynb #4291b6f1
 class MapModel(SeasonModel):
     "A folder from `fit_scene`, or a training, ready for scenes"
     def __init__(self,

@@ -35,7 +35,8 @@ class Ground:
         shape = rows.stop-rows.start, cols.stop-cols.start
         out = np.full(shape, -1, 'int64')
         for r,c in squares_in(shape):
-            out[r,c] = self._square(rows.start+r.start, cols.start+c.start, out[r,c].shape)
+            corner = rows.start+r.start, cols.start+c.start
+            out[r,c] = self._square(*corner, out[r,c].shape)
         return out
 
     def _square(self, row, col, shape):

@@ -6,7 +6,8 @@
 __all__ = ['check_calendar', 'MapJob', 'every_parcel', 'map_scene', 'assemble', 'EmbedJob', 'as_bytes', 'embed_raster',
            'write_zarr']
 
-# %% ../../nbs/maps/07_scene.ipynb #4937a426
+# %% ../../nbs/maps/07_scene.ipynb #6175bc55
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from ..encoder import Encoder, load_encoder
 from ..engine.names import hash_file
 from ..engine.records import commit
 from ..features import day_of_year
-from .blocks import as_scene, blocks_of, composites, first_images
+from .blocks import as_scene, blocks_of, composites
 from .blocks import order_of, season_of, shown_dates, square, squares_in
 from .fit import MapModel, encoder_bands
+from .fit import fit_scene # noqa: F401, for `cropnb.fit`: its models can map
 from .networks import SeasonNet, front_of, mean_by_pixel, seen_values
 from .parcels import Ground, add_tallies, check_parcel_name, parcel_table
 from .parcels import tally_fields, write_parcels
@@ -84,7 +86,7 @@ class _MapBlocks:
         self.model = MapModel(job.model)
         self.net = SeasonNet(self.model, job.bf16)
         tile = as_scene(job.scene, job.part)
-        self.images = first_images(tile)
+        self.images = tile.first
         last = day_of_year(self.images.dates[job.shown][-1:].astype(int))
         self.sure = self.model.confidence
         if not job.shown[-1]: self.sure = self.model.confidence_at(int(last[0]))
@@ -105,14 +107,16 @@ class _MapBlocks:
         if job.days: x,mask,dates = composites(x, mask, dates, job.days)
         if job.within: mask &= ids>=0
         day = day_of_year(dates.astype(int))
-        for r,c in squares_in(shape): self._fill(out, x[:,r,c], mask[:,r,c], day, r, c)
+        for here in squares_in(shape): self._fill(out, x, mask, day, *here)
         return _finished(out, ids, job)
 
     def _fill(self, out, x, mask, day, r, c):
         "One square"
+        x,mask = x[:,r,c], mask[:,r,c]
         seen = mask.any(0)
         if not seen.any(): return
-        scores,z = (t.double().numpy() for t in self.net(x[:,seen], mask[:,seen], day))
+        made = self.net(x[:,seen], mask[:,seen], day)
+        scores,z = (t.double().numpy() for t in made)
         sure = self.sure
         p = sure.shares(scores) if sure else softmax(scores, axis=1)
         put = {'classes': scores.argmax(1)[:,None]+1, 'shares': as_shares(p)}
@@ -127,8 +131,7 @@ def every_parcel(
 ): # GeoDataFrame: field_id, crop (0 where it is not known), geometry
     "Labelled parcels, and those without a crop where the scene has some"
     fields = tile.fields(crs)
-    more = getattr(tile, 'unlabelled', None)
-    more = more(crs) if more else []
+    more = tile.unlabelled(crs)
     if not len(more): return fields
     return pd.concat([fields, more.assign(crop=0)[['field_id', 'crop', 'geometry']]])
 
@@ -170,7 +173,7 @@ def map_scene(
 )->dict: # pixels of each class by name; not_seen, outside, lost; gaps
     "Classes of every pixel that was seen; raises `ValueError`, `FileExistsError`, `OSError`"
     tile = as_scene(scene, part)
-    images = first_images(tile)
+    images = tile.first
     grid = images.transform, tuple(images.shape), _crs_of(images)
     shown = shown_dates(images.dates, until, since) & check_calendar(model.what, images.dates)
     _check_choice(model, confidence, level, shown, images.dates, until, tile)
@@ -200,7 +203,7 @@ def _crs_of(images):
 
 def _light(scene):
     "What a process can open for itself"
-    return scene.get() if hasattr(scene, 'get') and not hasattr(scene, 'fields') else scene
+    return scene.get() if hasattr(scene, 'get') else scene
 
 def _check_choice(model, confidence, level, shown, dates, until, tile):
     "Raise `ValueError` for what cannot be given; say what weakens the map"
@@ -209,7 +212,7 @@ def _check_choice(model, confidence, level, shown, dates, until, tile):
         f'{model.folder} has no confidence.safetensors: `cropnb fit` makes models that have')
     if confidence and level not in sure.levels: raise ValueError(
         f'level={level} was not calibrated: take one of {", ".join(map(str, sure.levels))}')
-    order_of(first_images(tile), encoder_bands(model.encoder))
+    order_of(tile.first, encoder_bands(model.encoder))
     if not shown.any(): raise ValueError('No date is left: look at `until` and the season')
     late = dates[~shown]
     if len(late): print(f'{shown.sum()} of {len(dates)} dates are used', flush=True)
@@ -242,12 +245,11 @@ def _tags_of(model, images, shown, job):
     "What made a map, for the file itself"
     what = model.what
     inside = model.folder/'encoder.safetensors'
-    sensor = getattr(getattr(images, 'sensor', None), 'name', 'sentinel2')
     return dict(
         software='cropnb', commit=commit(), model=hash_file(model.folder/'model.safetensors'),
         encoder=what.get('encoder_hash') or (hash_file(inside) if inside.exists() else ''),
         method=str(what.get('method', '')), family=what['family'], position=what['position'],
-        sensors=sensor, bands=' '.join(encoder_bands(model.encoder)),
+        sensors=images.sensor.name, bands=' '.join(encoder_bands(model.encoder)),
         trained_on=str(what.get('source', '')), trained_dates=_span(what.get('season') or []),
         season=_span([str(d) for d in images.dates[shown]]), clouds=what.get('clouds', 'all'),
         composites=str(job.days or ''), precision='bf16' if job.bf16 else 'fp32',
@@ -337,7 +339,7 @@ class _EmbedBlocks:
         self.bands = encoder_bands(enc)
         self.front = front_of(enc.net, enc.mean, enc.std)
         self.last = [t.float() for t in self.front.last]
-        self.images = first_images(as_scene(job.scene, job.part))
+        self.images = as_scene(job.scene, job.part).first
         months = self.images.dates.astype('datetime64[M]').astype(int)%12
         self.bins = months if job.pool=='month' else np.zeros(len(months), int)
         self.count = 12 if job.pool=='month' else 1
@@ -346,9 +348,9 @@ class _EmbedBlocks:
     def _square(self, x, mask):
         "(bins * features, pixels) float32, NaN where nothing was seen"
         height,width = mask.shape[1:]
-        values,pixel = seen_values(x.reshape(len(x), -1, x.shape[-1]), mask.reshape(len(x), -1))
-        bins = torch.from_numpy(np.broadcast_to(self.bins[:,None,None], mask.shape)[mask])
         n = height*width
+        values,pixel = seen_values(x.reshape(len(x), n, -1), mask.reshape(len(x), n))
+        bins = torch.from_numpy(np.broadcast_to(self.bins[:,None,None], mask.shape)[mask])
         place = bins*n+pixel
         mean = matrix(mean_by_pixel(self.front(values), place, n*self.count), *self.last)
         empty = torch.bincount(place, minlength=n*self.count)==0
@@ -378,16 +380,17 @@ def as_bytes(
 # %% ../../nbs/maps/07_scene.ipynb #5999a52c
 def _scales(job, shape):
     "Of each feature, from sixteen squares spread over the scene"
-    compute = job()
-    squares = [[i*(n//square)//4*square for i in range(4)] for n in shape]
-    top = 0
-    for r in sorted(set(squares[0])):
-        for c in sorted(set(squares[1])):
-            rows,cols = slice(r, min(r+square, shape[0])), slice(c, min(c+square, shape[1]))
-            some = compute(rows, cols)['embedding'].astype('float32')
-            top = np.fmax(top, np.nanmax(np.abs(some), axis=(1, 2), initial=0))
+    compute, top = job(), 0
+    for rows,cols in itertools.product(*map(_spread, shape)):
+        some = compute(rows, cols)['embedding'].astype('float32')
+        top = np.fmax(top, np.nanmax(np.abs(some), axis=(1, 2), initial=0))
     top = top.reshape(compute.count, -1).max(0)       # one scale for all months of a feature
     return np.tile(np.where(top>0, 1.2*top/127, 1), compute.count).astype('float32')
+
+def _spread(n):
+    "Four squares along a side of so many pixels, fewer where it is short"
+    starts = sorted({i*(n//square)//4*square for i in range(4)})
+    return [slice(i, min(i+square, n)) for i in starts]
 
 def embed_raster(
     encoder, # Path, folder, `Run` or `Encoder`
@@ -408,7 +411,7 @@ def embed_raster(
     if hasattr(encoder, 'get') and not isinstance(encoder, Encoder): encoder = encoder.get()
     enc = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     tile, out = as_scene(scene, part), Path(out)
-    images = first_images(tile)
+    images = tile.first
     grid = images.transform, tuple(images.shape), _crs_of(images)
     shown = shown_dates(images.dates, until, since)
     order_of(images, encoder_bands(enc))
@@ -434,12 +437,11 @@ def embed_raster(
 Encoder.embed_raster = embed_raster
 
 def _embed_tags(enc, images, shown, job, tile):
-    sensor = getattr(getattr(images, 'sensor', None), 'name', 'sentinel2')
     path = Path(job.encoder) if not isinstance(job.encoder, Encoder) else None
     if path and path.is_dir(): path = path/'encoder.safetensors'
     return dict(
         software='cropnb', commit=commit(), encoder=hash_file(path) if path else repr(enc),
-        method=str(enc.what.get('method') or enc.what['mode']), sensors=sensor,
+        method=str(enc.what.get('method') or enc.what['mode']), sensors=images.sensor.name,
         bands=' '.join(encoder_bands(enc)), pool=job.pool,
         pretrained_on=str(enc.what.get('source', '')), clouds=job.clouds,
         season=_span([str(d) for d in images.dates[shown]]), licence=str(tile.licence))

@@ -76,8 +76,8 @@ def do_blocks(
 )->dict: # Number of a block -> why it could not be read
     "All blocks that are not there yet; raises `ValueError` where none could be read"
     todo = [i for i in range(len(blocks)) if not block_path(folder, i).exists()]
-    if len(todo)<len(blocks): print(f'{len(blocks)-len(todo)} of {len(blocks)} blocks '
-                                    f'are there from an earlier run', flush=True)
+    there = len(blocks)-len(todo)
+    if there: print(f'{there} of {len(blocks)} blocks are there from an earlier run', flush=True)
     key = secrets.token_hex(8)                     # another call is another scene
     lost, waiting = {}, {}
     with executor_of(workers, client) as pool:

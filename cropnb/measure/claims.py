@@ -74,6 +74,7 @@ def _is_theirs(
     simulated = named.startswith('SIMULATED')
     return bool(theirs.all() and not simulated.any())
 
+# %% ../../nbs/measure/04_claims.ipynb #d38e8f8a
 def _like_the_paper(
     df:pd.DataFrame, # Score table
 )->bool: # The paper's data, at its scale with all ten sets?
@@ -130,6 +131,7 @@ def _sign(
     if not np.isfinite(low): return int(np.sign(mean))
     return int(low>0)-int(high<0)
 
+# %% ../../nbs/measure/04_claims.ipynb #7320e23a
 def _signs(
     v:pd.Series, # Values by task and family, and by scene and seed where they are known
 )->tuple: # For each task and family: the mean, and its sign
@@ -162,6 +164,7 @@ def _published_range(
     mode = dict(unimodal='uni', bimodal='bi')[variant]
     return row[f'{mode}_gain_min'], row[f'{mode}_gain_max']
 
+# %% ../../nbs/measure/04_claims.ipynb #f2a0fc66
 def in_table1(
     df:pd.DataFrame, # Score table
     task:int, # 1, 2, 3
@@ -281,6 +284,7 @@ def _most(
     if (signs>0).sum()>4: return True
     return False if (signs<0).sum()>4 else None
 
+# %% ../../nbs/measure/04_claims.ipynb #b9034749
 def mostly_gains(
     df:pd.DataFrame, # Score table
     variant:str, # Against supervised
@@ -357,6 +361,7 @@ def _at_scale(
     if found.get('pairs', 14_400_000)<14_400_000: return False
     return not families or made.get('family') in families
 
+# %% ../../nbs/measure/04_claims.ipynb #32561e37
 def hours(
     df:pd.DataFrame, # Not looked at: the records are
     stage:str, # pretrain | downstream

@@ -91,6 +91,7 @@ def _confusion_rows(
             rows.append(dict(who, crop=crop, called=called, n=n))
     return rows
 
+# %% ../../nbs/measure/05_details.ipynb #6456a2c4
 def _shares(
     t:pd.DataFrame, # Of `_confusion_rows`
 )->pd.DataFrame: # Sums over trainings, and the share of the crop

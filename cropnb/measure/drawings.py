@@ -13,7 +13,6 @@ from ..evaluate import colours, styled
 from ..encoders import n_params
 from ..methods.contrast import SimCLR
 from ..views import Pairs, corrupt, modes, probe_rows
-from ..engine.bands import s2_bands as bands
 from ..encoder import load_encoder
 
 # %% ../../nbs/measure/06_drawings.ipynb #3d705561
@@ -96,8 +95,9 @@ def set_up(
 # %% ../../nbs/measure/06_drawings.ipynb #d30b9fe1
 def _spectrum(
     ax, # Where
-    x:torch.Tensor, # (12,) the pixel, times 10,000
-    y:torch.Tensor, # (12,) what is left of it
+    x:torch.Tensor, # (bands,) the pixel, times 10,000
+    y:torch.Tensor, # (bands,) what is left of it
+    bands:tuple, # Their names
 )->int: # How many bands were replaced
     at = range(len(bands))
     new = np.flatnonzero(y!=x)
@@ -114,13 +114,13 @@ def corrupted(
     seed:int=0, # Of the draw
 )->plt.Figure: # The spectrum, and what is left of it
     "One sample at each rate"
-    x = p.x[0][row:row+1]
+    x, bands = p.x[0][row:row+1], p.sensors[0].bands
     with styled():
         fig,axs = plt.subplots(
             1, len(rates), figsize=(7.5, 2.6), sharey=True, layout='constrained')
         for ax,rate in zip(axs, rates):
             y = corrupt(x, rate, p.x[0], torch.Generator().manual_seed(seed))
-            n = _spectrum(ax, x[0], y[0])
+            n = _spectrum(ax, x[0], y[0], bands)
             ax.set_title(f'corruption {rate}: {n} of {len(bands)} bands', fontsize=8)
         axs[0].set_ylabel('reflectance')
         axs[-1].legend(loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False)

@@ -91,6 +91,7 @@ def _weights(
     shrink = penalty*len(a)*.01*eye
     return torch.linalg.solve(a.T@a+shrink, a.T@y)
 
+# %% ../../nbs/measure/01_probes.ipynb #f9b6d3c3
 def ridge(
     h:torch.Tensor, # (N, D) embeddings
     crop:torch.Tensor, # (N,) classes

@@ -31,6 +31,7 @@ def _check_there(
     known = ', '.join(sorted(there))
     raise ValueError(f'No training of {absent} in the score table: there are {known}')
 
+# %% ../../nbs/measure/03_statistics.ipynb #4b4bb082
 def _check_unmixed(
     df:pd.DataFrame, # A score table
     by:str, # Column that is compared

@@ -51,6 +51,7 @@ class LogSums(torch.autograd.Function):
             grad[i+k:] += w[:,k:].T@z[i:i+k]
         return grad/ctx.temperature, None, None, None
 
+# %% ../../nbs/methods/02_contrast.ipynb #395b9d1b
 def _zero_positives(e, n):
     "In place: what lies n to the right of the diagonal, and n below it, where the block has it"
     rows,columns = e.shape
@@ -117,6 +118,7 @@ class SimCLR(Method):
     def loss(self, z0, z1): return nt_xent(z0, z1, self.temperature)
     def chance(self, batch): return math.log(2*batch-1)
 
+# %% ../../nbs/methods/02_contrast.ipynb #b3934b93
 class DCL(Method):
     "Decoupled (Yeh et al. 2022); one-sided, the paper's Equation 1a"
     def __init__(self, views, dim=256, blocks=4, dropout=0.,
@@ -129,6 +131,7 @@ class DCL(Method):
     def loss(self, z0, z1): return dcl(z0, z1, self.temperature, self.symmetric)
     def chance(self, batch): return math.log(2*batch-2)
 
+# %% ../../nbs/methods/02_contrast.ipynb #3e4cfbf1
 class CLIP(Method):
     "Across the views alone (Radford et al. 2021; Tian et al. 2020)"
     def __init__(self, views, dim=256, blocks=4, dropout=0.,

@@ -232,6 +232,7 @@ class Supervised(nn.Module):
         "Cross-entropy"
         return F.cross_entropy(scores[0], y), None
 
+# %% ../../nbs/methods/10_labels.ipynb #82f2082a
 class FixMatch(Supervised):
     "Sohn et al. (2020): options mu, tau, weight"
     strong = 1
@@ -279,6 +280,7 @@ class CCSSL(CoMatch):
         o = self.options
         return o['contrast']*ccssl_loss(z[2], z[3], probs, o['push'])
 
+# %% ../../nbs/methods/10_labels.ipynb #9b41ae52
 class CoMatchTriplet(CoMatch):
     "CoMatch with triplets of its pseudo-labels: options margin and triplet (weight) besides"
     def beside(self, z, probs):

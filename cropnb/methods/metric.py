@@ -91,6 +91,7 @@ def margin_contrast(
     pull = (z[:len(z0)]-z[len(z0):]).square().sum(1).mean()
     return (pull+push.sum()/near.sum().clamp(min=1))/2
 
+# %% ../../nbs/methods/05_metric.ipynb #9cc48a83
 def _pushed(margin, cosine):
     "Squared distance to the margin, and its slope by the cosine: that of a distance d is -1/d"
     far = distances(cosine)
@@ -111,6 +112,7 @@ def lifted_structure(
     j = (sums[:n]+sums[n:]).log()+apart
     return j.relu().square().mean()/2
 
+# %% ../../nbs/methods/05_metric.ipynb #ab78a25f
 def _exponential(margin, cosine):
     "And its slope by the cosine"
     far = distances(cosine)
@@ -175,6 +177,7 @@ class Lifted(PairLoss):
     ): super().__init__(views, dim, blocks, dropout, margin)
     def loss(self, z0, z1): return lifted_structure(z0, z1, self.margin)
 
+# %% ../../nbs/methods/05_metric.ipynb #3d11c36e
 class NPair(Method):
     "Multi-class N-pair (Sohn 2016)"
     def __init__(self, views, dim=256, blocks=4, dropout=0.,

@@ -30,6 +30,7 @@ class QueueSums(torch.autograd.Function):
         slope, = ctx.saved_tensors
         return slope*g[:,None], None, None, None
 
+# %% ../../nbs/methods/04_moco.ipynb #07f56f3a
 def queue_sums(
     q:torch.Tensor, # (N, D) unit vectors
     queue:torch.Tensor, # (K, D) unit vectors without a gradient

@@ -19,6 +19,7 @@ class AsMeasured(Bimodal):
     "Both sensors, never corrupted, whatever the recipe says"
     def __init__(self, corruption=0., *args, **more): super().__init__(0., *args, **more)
 
+# %% ../../nbs/methods/08_rebuild.ipynb #178ac807
 class Across(Bimodal):
     "Sentinel-2 corrupted, the other sensor as it was measured"
     def __call__(self, pairs, rows, g):
@@ -35,6 +36,7 @@ class Decoder(nn.Sequential):
     ):
         super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, features))
 
+# %% ../../nbs/methods/08_rebuild.ipynb #e3f2c5a0
 class Rebuild(Method):
     "A decoder for each encoder, in the place of a projector"
     modes = ('unimodal',)
@@ -77,6 +79,7 @@ def divergence(
     "From the standard normal (Kingma & Welling 2014, appendix B)"
     return -.5*(1+log_var-mu.square()-log_var.exp()).sum(1).mean()
 
+# %% ../../nbs/methods/08_rebuild.ipynb #088e2880
 class VAE(Rebuild):
     "Variational autoencoder (Kingma & Welling 2014); the encoder is that of the mean"
     def __init__(self, views, dim=256, blocks=4, dropout=0.,
@@ -109,6 +112,7 @@ def hidden_error(
     "Mean squared error of what was hidden (He et al. 2022, section 3)"
     return ((rebuilt-clean).square()*hidden).sum()/hidden.sum()
 
+# %% ../../nbs/methods/08_rebuild.ipynb #fd1b3bad
 class MAE(Rebuild):
     "Masked bands (He et al. 2022), of one sensor or of two (Bachmann et al. 2022)"
     modes = ('unimodal', 'bimodal')

@@ -67,6 +67,7 @@ def check_options(
     for name,value in options.items(): _check_kind(cls, name, value, known[name])
     return {k: v for k,v in options.items() if v!=known[k]}
 
+# %% ../../nbs/methods/01_table.ipynb #38147127
 def _check_kind(cls, name, value, default):
     number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
     if not number and type(value) is not type(default):

@@ -61,6 +61,7 @@ class Seasons:
         left = f', {self.left_out:,} seen on fewer than three dates left out'
         return f'Seasons({len(self):,} of {self.source}{left if self.left_out else ""})'
 
+# %% ../../nbs/methods/09_time.ipynb #65006a6c
 def _check_plain(path, pairing, sensor):
     if pairing!='aligned': raise ValueError(
         f'{path}: pairing={pairing!r} shuffles a second sensor, and seasons have one: aligned')
@@ -121,6 +122,7 @@ def subspace_loss(
     logits = torch.cat(logits, 1)/temperature
     return (logits.logsumexp(1)-logits.diagonal()).mean()
 
+# %% ../../nbs/methods/09_time.ipynb #d127c411
 class SeCo(Method):
     "Seasonal contrast, SeCo-like (Mañas et al. 2021): three heads on one encoder"
     modes = ('unimodal',)

@@ -183,6 +183,7 @@ def read_split(
         pass
     raise ValueError(f'{path} is damaged: remove its folder and split again')
 
+# %% ../../nbs/prepare/00_fields.ipynb #30bc0057
 def part_of(
     split:Path, # Folder of a split
     part:str, # pretrain | train | val
@@ -253,6 +254,7 @@ def pixel_counts(
     found = sorted(total)
     return np.array(found, 'int64'), np.array([total[i] for i in found], 'int64')
 
+# %% ../../nbs/prepare/00_fields.ipynb #1e0fc0c2
 def pixels_in(
     ids:np.ndarray, # (row, column) from `field_raster`
     fields:list, # Field ids
@@ -313,6 +315,7 @@ def _from_strips(
         if here.size: out[here] = look(rows, here)
     return out
 
+# %% ../../nbs/prepare/00_fields.ipynb #64813e83
 def values_at(
     images, # Of a tile
     i:int, # Which date

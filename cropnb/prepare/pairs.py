@@ -79,6 +79,7 @@ def inside(
     cols = (col>=half) & (col<images.shape[1]-half)
     return rows & cols
 
+# %% ../../nbs/prepare/01_pairs.ipynb #6da0d784
 def days_apart(
     tile, # From `open_tile`, with a second sensor
     max_days:int, # The recipe's
@@ -113,6 +114,7 @@ def candidates(
         'do the two rasters and the parcels overlap?')
     return dict(row=row, col=col, field_id=ids[row, col], dropped=total-len(row), outside=outside)
 
+# %% ../../nbs/prepare/01_pairs.ipynb #843334ca
 def _called(tile): return sensor_title(tile.images[-1].sensor)
 
 def _whole(tile, row, col, centre):
@@ -145,6 +147,7 @@ class OneDate:
     def clouds(self, i, rows=slice(None)):
         return self.images.clouds(self.i, rows)
 
+# %% ../../nbs/prepare/01_pairs.ipynb #e4f16c34
 def windows_at(
     images, # Of a tile's second sensor
     i:int, # Which date
@@ -360,6 +363,7 @@ def _clear_rows(h, sensor, rows):
     if blue is None: return x, np.ones(len(x), bool)
     return x, x[:,sensor.index([blue])[0]]<1500
 
+# %% ../../nbs/prepare/01_pairs.ipynb #aea2da29
 def _both(
     h, # An open pair file
     which:list, # Its two sensors
@@ -404,6 +408,7 @@ def _best_partners(
     best = np.abs(r).argmax(1)
     return [(a.bands[k], y) for k,y in zip(best, b.bands)], np.sign(r[np.arange(len(r)),best])
 
+# %% ../../nbs/prepare/01_pairs.ipynb #6a99f741
 def _compared(h, which, pairs, sign, dates, least, rng):
     "Correlations of each date as paired, and shuffled within it"
     aligned, shuffled = [], []
@@ -452,6 +457,7 @@ def _of_different(gap, bands):
     if gap<.05: return f'NOT aligned, or the sensors have nothing in common ({pairs}).'
     return f'perhaps aligned: look at them before training ({pairs}).'
 
+# %% ../../nbs/prepare/01_pairs.ipynb #a094d10b
 def verdict(
     a:dict|None, # From `alignment`
 )->str: # In plain words

@@ -31,6 +31,7 @@ def find_published(
         'remove one, or give the folder that holds the right one')
     return found[0] if found else None
 
+# %% ../../nbs/prepare/04_published.ipynb #c317127d
 def _need(root, name): # the same, where it has to be there
     found = find_published(root, name)
     if found: return found

@@ -79,6 +79,7 @@ def _check_shapes(s, where, bands):
             f'{where}: {name} has shape {got}, and {series} need {want}: '
             'make both from one table')
 
+# %% ../../nbs/prepare/02_seasons.ipynb #130a2008
 def _check_values(x, mask, where):
     "Raise `ValueError` for series of text, with gaps, or of reflectances in 0..1"
     if x.dtype.kind not in 'iuf': raise ValueError(
@@ -101,6 +102,7 @@ def _check_dates(date, mask, where):
     if twice.any(): raise ValueError(
         f'{where}: series {np.flatnonzero(twice)[0]} has two images of one day: keep one')
 
+# %% ../../nbs/prepare/02_seasons.ipynb #b62facdd
 def check_series(
     s:dict, # As above
     classes:list, # Names; empty where they are not known

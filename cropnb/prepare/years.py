@@ -30,6 +30,7 @@ def make_years(
     about = dict(level=tile.level, classes=list(tile.classes), source=recipe['source'])
     return write_series(folder/'train.h5', s, **about, **series_moments(s))
 
+# %% ../../nbs/prepare/05_years.ipynb #4c9b88d2
 def years(
     data, # From `cropnb.data.resolve`
     r:dict, # A recipe

@@ -79,6 +79,7 @@ def _read_mapping(
         raise ValueError(f'{path}: code {twice.iloc[0]} appears twice: get it again')
     return df.set_index('code')['id']
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #830129eb
 def _read_indices(
     folder:Path, # <root>/<year>/L1C
 )->pd.DataFrame: # Their rows, and the region of each
@@ -101,6 +102,7 @@ def _read_index(path):
         raise ValueError(f'{path}: id {twice.iloc[0]} appears twice: get it again')
     return df.assign(region=path.stem)
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #04eb36a3
 def _once(
     df:pd.DataFrame, # Parcels of all regions
     folder:Path, # For the message
@@ -160,6 +162,7 @@ def _from_csv(
         raise ValueError(f'{f.name} holds text where numbers or dates belong ({e}): '
                          'get the zip again') from e
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #1bd0c62f
 def _check_parcel(
     a:np.ndarray, # (dates, 17)
     where:str, # For the message
@@ -318,6 +321,7 @@ def _mark_of(answer):
     if tag and not tag.startswith('W/'): return tag
     return answer.headers.get('Last-Modified') or ''
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #14f71906
 def _length(
     answer, # From `_ask`
     url:str, # For the message
@@ -391,6 +395,7 @@ def _append(
 
 def _mark_file(part): return part.with_name(f'{part.name}.json')
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #c4f670d8
 def _had(part):
     "Bytes that are here, and the mark of the file that they belong to"
     try:
@@ -407,6 +412,7 @@ def _is_all(answer, had, mark):
     same = mark in ('', _mark_of(answer)) or not _mark_of(answer)
     return same and answer.headers['Content-Range']==f'bytes */{had}'
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #3421ff0e
 def _fetch(url, part, chunk):
     "Bring what is missing; where the host cannot go on, begin anew"
     had,mark = _had(part)
@@ -421,6 +427,7 @@ def _fetch(url, part, chunk):
     if have!=size:
         raise OSError(f'{url}: {have:,} of {size:,} bytes came; run it again to go on')
 
+# %% ../../nbs/sources/01_breizhcrops.ipynb #5e752841
 def download(
     url:str, # Where from
     path:Path, # Where to

@@ -65,7 +65,8 @@ def bands_by_name(
     missing = [band for band,names in got.items() if not names]
     if missing: raise ValueError(
         f"{where} has no band {', '.join(missing)} of {sensor.name}: it has "
-        f"{', '.join(map(str, have))}; name them by `bands`, or leave the band out")
+        f"{', '.join(map(str, have))}; name them by `bands`, or say "
+        'which to `use` (in Python: a `Sensor.pick` of these)')
     twice = {band: names for band,names in got.items() if len(names)>1}
     for band,names in twice.items(): raise ValueError(
         f"{where}: band {band} of {sensor.name} is there as {' and '.join(names)}: "
@@ -79,12 +80,14 @@ def _elsewhere(name, at):
     inside = not isinstance(at, h5py.Dataset) or not (at.external or at.is_virtual)
     if not inside: return f'the values of {name} lie in another file'
 
+# %% ../../nbs/sources/06_cube.ipynb #1da8e1a5
 def _check_hdf5(path):
     "Raise `ValueError` for links to other files, and for values that lie in other files"
     with h5py.File(path) as h:
         said = h.visititems_links(_elsewhere) or h.visititems(_elsewhere)
     if said: raise ValueError(f'{path}: {said}: copy its values into this one')
 
+# %% ../../nbs/sources/06_cube.ipynb #6508db24
 def _open_netcdf(path):
     with open(path, 'rb') as f:
         start = f.read(8)
@@ -116,6 +119,7 @@ def _check_zarr_array(path):
         f'{path.parent} is a Zarr array of objects, which could hold a program: '
         'write it as numbers')
 
+# %% ../../nbs/sources/06_cube.ipynb #ce0eacd0
 def _check_zarr(path):
     "Look at the description of each array; their chunks may be many, and are not listed"
     for folder,inside,files in os.walk(path):
@@ -180,6 +184,7 @@ def _stated(data):
     stated = data.attrs.get('transform')
     return Affine(*tuple(stated)[:6]) if stated is not None else None
 
+# %% ../../nbs/sources/06_cube.ipynb #69725fa1
 def _at_corner(first, step, edge):
     "Do coordinates lie on the edges of the stated pixels?"
     away = (first-edge)/step
@@ -218,6 +223,7 @@ def _crs_said(ds):
     for key in ('proj:code', 'proj:epsg', 'epsg', 'crs'):
         if key in ds.coords and ds[key].ndim==0: yield ds[key].item()
 
+# %% ../../nbs/sources/06_cube.ipynb #8f774422
 def _as_crs(value):
     "A coordinate system from its number, its text in any form, or itself"
     if isinstance(value, str): value = value.strip().removeprefix('+init=')
@@ -269,6 +275,7 @@ class _Layer:
         down, right = [slice(None, None, -1 if turn else 1) for turn in self.flipped]
         return a[down, right]
 
+# %% ../../nbs/sources/06_cube.ipynb #41df51d3
 def _turned(span, n, turn):
     "Where pixels lie on disk, of which the last comes first if `turn`"
     start, stop = span
@@ -292,6 +299,7 @@ def _band_names(data, band, names, where):
     raise ValueError(f'{where}: the bands of {data.name} are numbered, not named: '
                      'name them in their order by `bands`')
 
+# %% ../../nbs/sources/06_cube.ipynb #5c905ff4
 def _variables(ds, names, where):
     "Name -> array over time, y and x, of each variable that has y and x"
     found = {}
@@ -326,6 +334,7 @@ def _nearest(
         f'{where} does not cover the finer bands: cut both to one box')
     return at
 
+# %% ../../nbs/sources/06_cube.ipynb #b8de4ef7
 def _same(a, b):
     "Do two grids lie on each other, but for rounding?"
     return a.almost_equals(b, .01*a.a)
@@ -355,6 +364,7 @@ def _coded(data, keys, unit, where):
     scale = default if keys['scale'] is None or decoded else keys['scale']
     return 1/scale, offset/scale
 
+# %% ../../nbs/sources/06_cube.ipynb #54504163
 def _linear(data, keys, unit, where):
     "Gain and bias from values on disk to stored ones; of power, to power itself"
     factor, plus = _coded(data, keys, unit, where)
@@ -368,6 +378,7 @@ def _fills(data):
     numbers = [float(v) for v in said if v is not None and np.ndim(v)==0]
     return {v for v in numbers if np.isfinite(v)}
 
+# %% ../../nbs/sources/06_cube.ipynb #5c239e40
 class _Values:
     "How the values of one layer are stored"
     def __init__(self, data, keys, unit, where):
@@ -410,6 +421,7 @@ def cloud_name(
         raise ValueError(f"{where} has no variable {said} for clouds: it has {', '.join(have)}")
     return next((known[kind] for kind in _clouds if kind in known), '')
 
+# %% ../../nbs/sources/06_cube.ipynb #69bcb04b
 def _any_bit(raw, bits):
     "Where one of these bits is 1"
     return (raw.astype('int64') & sum(1<<bit for bit in bits))>0
@@ -465,6 +477,7 @@ def _sources(source):
         found += sorted(glob(pattern)) if pattern else [each]
     return found
 
+# %% ../../nbs/sources/06_cube.ipynb #8c012557
 def _named(source):
     "What a source is called in a message"
     is_path = isinstance(source, (str, os.PathLike))
@@ -501,6 +514,7 @@ def _check_same_days(layers, names):
         raise ValueError(f'{layer.where}: {name} has other days than {names[0]}, {what}: '
                          'keep the days that all have')
 
+# %% ../../nbs/sources/06_cube.ipynb #4ab273e4
 def _check_chunks(data, shape, where):
     "Warn where a date cannot be read without many others"
     chunks = data.encoding.get('chunksizes') or data.encoding.get('preferred_chunks')
@@ -522,6 +536,7 @@ def _check_reflectance(x, keys, where):
         f'{where} has a median reflectance of {middle/10_000:g}: values of 0..10000 read as 0..1? '
         f'scale = {keys["scale"]}; correct it, or the scale_factor of the file')
 
+# %% ../../nbs/sources/06_cube.ipynb #ab476505
 def _check_decibel(x, keys, where):
     "Raise `ValueError` unless stored values look like decibel"
     low, middle, high = np.percentile(x/100-100, (0, 50, 100))
@@ -543,6 +558,7 @@ def _span(which, n):
     raise ValueError(f'{which} is not a slice that runs forward: '
                      'read(i, slice(0, 100), slice(0, 50))')
 
+# %% ../../nbs/sources/06_cube.ipynb #bb0b5f58
 class _Opened:
     "Bands, grid, days and clouds of a cube, before any value is read"
     def __init__(self,
@@ -634,6 +650,7 @@ def _cloud_window(cube, i, rows, cols):
     raw = _window(cube, cube.cloud_layer, i, rows, cols)
     return _cloud(raw, cube.cloud_name, cube.cloud_max, cube.where)
 
+# %% ../../nbs/sources/06_cube.ipynb #01bf10db
 def _store(values, raw, out, gone):
     "Fill `out`; `gone` are two images, of which pixels are empty in all bands, or broken in any"
     empty, broken = gone
@@ -656,6 +673,7 @@ def _acquisition(cube, i, rows, cols):
     out[gone[0]|gone[1]|unseen] = 0
     return out, cloud
 
+# %% ../../nbs/sources/06_cube.ipynb #5296be14
 def _merged(cube, i, rows, cols):
     "One day: of each pixel the clearer acquisition that saw it"
     first, *others = cube.acquisitions[i]
@@ -685,6 +703,7 @@ def _without_values(cube, i, window):
     if without and len(without)<len(gone): return without
     return []
 
+# %% ../../nbs/sources/06_cube.ipynb #c5448f9b
 def _check_sample(cube):
     "Raise `ValueError` for values on some dates that the sensor cannot have"
     window = [_middle(n) for n in cube.shape]
@@ -798,6 +817,7 @@ def _label_cube(source, variable):
     down, right = [slice(None, None, -1 if turn else 1) for turn in turned]
     return a.transpose(y, x).values[down, right], transform, crs_of(ds, '', where)
 
+# %% ../../nbs/sources/06_cube.ipynb #88e96e2a
 def parcels_of_labels(
     source, # GeoTIFF (.tif, .tiff) | as for `open_dataset`
     variable:str='', # Of a data set with several
@@ -881,6 +901,7 @@ def _check_overlap(tile):
         f'{tile.second.sensor.name} is in {tile.second.crs}, {tile.first.sensor.name} in {crs}: '
         'reproject one of them')
 
+# %% ../../nbs/sources/06_cube.ipynb #af93aa3e
 def open_cube(
     dataset, # `Cube`, or what it opens
     parcels, # GeoDataFrame | path of a vector file, GeoParquet too, or of a GeoTIFF of crops

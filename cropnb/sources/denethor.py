@@ -262,6 +262,7 @@ def by_day(
         raise ValueError(f'{file} and {next_file} have the same date: merge them or remove one')
     return dict(dated)
 
+# %% ../../nbs/sources/00_denethor.ipynb #22276a9c
 def _day_of(
     file:Path, # sr.tif in a day's folder, or <date>.tif
 )->np.datetime64|None: # The day
@@ -332,6 +333,7 @@ def _first_grid(
     check_metres(crs, path)
     return grid
 
+# %% ../../nbs/sources/00_denethor.ipynb #d4390cd7
 class PlanetScope:
     "The day folders of a tile"
     sensor, max_days = sensors['planetscope'], 0
@@ -402,6 +404,7 @@ def check_polygons(
     raise ValueError(f'{path}: the geometry of {(~good).sum()} parcels is not valid, '
                      f'the first at row {first}: parcels are polygons; fix or remove it')
 
+# %% ../../nbs/sources/00_denethor.ipynb #3c28a914
 def read_parcels(
     path:Path, # `labels.geojson`, or DENETHOR's label files of today
     crs:str|None=None, # Reproject to this; as they are if `None`
@@ -458,6 +461,7 @@ def _search(
             return [Path(f) for f in sorted(set(found))]
     return []
 
+# %% ../../nbs/sources/00_denethor.ipynb #ee2f19f2
 def _one(
     root:Path, # Where to look
     patterns:list, # What for

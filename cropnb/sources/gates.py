@@ -29,6 +29,7 @@ def _from_text(text):
         raise ValueError(f'has the time zone {zone}: convert it to UTC')
     return np.datetime64('-'.join(ymd))
 
+# %% ../../nbs/sources/05_gates.ipynb #8a079dd8
 def _from_object(value):
     "The day of a date, in whatever type it comes"
     if isinstance(value, np.datetime64):
@@ -43,6 +44,7 @@ def _from_object(value):
         raise ValueError('is not a date')
     return _from_text(value.strip())
 
+# %% ../../nbs/sources/05_gates.ipynb #479a2cae
 def day_of(
     value, # A date, or text such as 2018-03-01 or 20180301
     where, # For the message
@@ -72,6 +74,7 @@ def days_of(
     days = [day_of(value, where) for value in values]
     return np.array(days, 'datetime64[D]')
 
+# %% ../../nbs/sources/05_gates.ipynb #e6f8e1dc
 def check_once(
     days:np.ndarray, # (n,)
     where, # For the message
@@ -105,6 +108,7 @@ def whole_numbers(
                          f'{high}, with none missing')
     return a.astype('int64')
 
+# %% ../../nbs/sources/05_gates.ipynb #2ba6c2a7
 def _numbers(a, where):
     "An array of objects as floats; text is refused, `None` is NaN"
     if any(isinstance(value, (str, bytes, bool)) for value in a.ravel()):
@@ -138,6 +142,7 @@ def check_bounds(
         raise ValueError(f'{where}: bounds {list(bounds)} are mirrored or empty: '
                          'write west, south, east, north')
 
+# %% ../../nbs/sources/05_gates.ipynb #69f30081
 def check_upright(
     transform, # Affine transform of an image
     where, # For the message
@@ -164,6 +169,7 @@ def check_driver(
     if said: raise ValueError(
         f'{f.name} depends on the file {said[0].name} beside it: {fix}, or remove that file')
 
+# %% ../../nbs/sources/05_gates.ipynb #265f1f66
 def _says_more(path):
     "Does an .aux.xml say anything but statistics and histograms?"
     if not path.name.endswith('.aux.xml'): return False
@@ -186,6 +192,7 @@ def check_reflectance_type(
     raise ValueError(f'{where} holds {dtype}, not integers of reflectance x 10000: '
                      'multiply reflectances by 10000 and save them as uint16')
 
+# %% ../../nbs/sources/05_gates.ipynb #752dfca7
 def as_reflectance(
     a:np.ndarray, # Integers of an image
     axis:int, # Of the bands
@@ -226,6 +233,7 @@ def accepted(
     for path in map(Path, images): alike.setdefault(_kind_of(path), []).append(path.name)
     return [f'{len(names)} of {kind}, such as {names[0]}' for kind,names in alike.items()]
 
+# %% ../../nbs/sources/05_gates.ipynb #23bdff45
 def _kind_of(path):
     "Bands, type and nodata of a file in words"
     fix = 'get it again from its source'

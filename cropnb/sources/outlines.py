@@ -23,6 +23,7 @@ def _read_table(path):
     except Exception as e:                   # readers raise what they like
         raise ValueError(f'{path} cannot be read as parcels: {e}') from e
 
+# %% ../../nbs/sources/02_outlines.ipynb #fcb70aab
 def _read_vector(
     path, # The parcels' file, or a GeoDataFrame
     keys:dict, # Their table of scene.toml
@@ -66,6 +67,7 @@ def _read_raster(
     pixel = abs(transform.a*transform.e)
     return g.assign(pixels=(g.area/pixel).round().astype(int))
 
+# %% ../../nbs/sources/02_outlines.ipynb #09a413e2
 def _check_whole(values, nodata, path):
     "Raise `ValueError` for fractions, or more crops than there can be"
     seen = np.unique(values[np.isfinite(values) & (values!=nodata)])

@@ -147,6 +147,7 @@ def _check_renames(classes, where):
         if not (isinstance(new, str) and new.strip()):
             raise ValueError(f'{where}: {old} = {new!r} is not a name in quotes')
 
+# %% ../../nbs/sources/03_own.ipynb #28f82f32
 def _fill(
     got:dict, # A table of scene.toml
     want:dict, # The same table of the template
@@ -193,6 +194,7 @@ def _check_lists(sensor, where):
     if sensor['bounds']:
         check_bounds(sensor['bounds'], f'{where}: bounds')
 
+# %% ../../nbs/sources/03_own.ipynb #88f9f643
 def _check_keys(
     keys:dict, # Of scene.toml, with defaults
     path:Path, # For the message
@@ -219,6 +221,7 @@ def _check_sensor_keys(keys, where):
     _check_lists(keys, where)
     _check_pattern(keys['date'], where)
 
+# %% ../../nbs/sources/03_own.ipynb #bfe23de5
 def _toml_of(path):
     "What a TOML file says; a byte order mark, which Windows writes, is no part of it"
     try:
@@ -264,6 +267,7 @@ def _tag(
     with _open(path) as f:
         return f.tags().get(name, '').replace(':', '-')
 
+# %% ../../nbs/sources/03_own.ipynb #87d8fbf5
 def file_date(
     path:Path, # An image
     how:str, # A pattern of year, month, day for its name, or 'tag:NAME'
@@ -297,6 +301,7 @@ def _bands_of(
     raise ValueError(f"{where}: bands names none of {', '.join(known)}: name them in the order "
                      'of the file')
 
+# %% ../../nbs/sources/03_own.ipynb #a94f8bf3
 def _of_sentinel2(names, use, where):
     "These of Sentinel-2's bands, in its order; others are allowed beside all twelve alone"
     tidy = [band_name(name) for name in names]
@@ -307,6 +312,7 @@ def _of_sentinel2(names, use, where):
     raise ValueError(f"{where}: {', '.join(odd)} is not a band of Sentinel-2: there are "
                      f"{', '.join(s2_bands)}; name those to take in `use`")
 
+# %% ../../nbs/sources/03_own.ipynb #a5dcc2ad
 def sensor_of(
     table:str, # sentinel2, or one of `second_tables`
     keys:dict, # Its keys
@@ -346,6 +352,7 @@ def _scaled(a, keys):
         dn = value*(10_000/keys['scale'])
     return np.nan_to_num(dn).round().clip(1, 65535)
 
+# %% ../../nbs/sources/03_own.ipynb #04c26b83
 def to_dn(
     bands, # Yields each band, (row, column), as on disk
     keys:dict, # offset, scale, nodata
@@ -384,6 +391,7 @@ def _check_scaled(
                      '(scale = 1 where the file holds reflectances in 0..1; '
                      'unit = "dB" where it holds decibels)')
 
+# %% ../../nbs/sources/03_own.ipynb #718988d8
 def _check_decibels(
     seen:np.ndarray, # (band, n) stored values of pixels that were seen
     path:Path, # For the message
@@ -517,6 +525,7 @@ def _read(
     if _tells(dn, images.shape): _check_scaled(dn, path, images.keys)
     return dn
 
+# %% ../../nbs/sources/03_own.ipynb #10279c8e
 def _read_rows(f, which, keys, window, step=512):
     "All bands of so many rows at once: bands are often side by side in a file"
     left,top,width,height = map(int, window.flatten())
@@ -547,6 +556,7 @@ def _read_clouds(
     except RasterioError as e:
         raise ValueError(f'{path} cannot be read ({e}): get it again') from e
 
+# %% ../../nbs/sources/03_own.ipynb #13b2046b
 def _certain(
     cloud:np.ndarray, # (row, column) as on disk
     nodata:float|None, # What the file declares as missing

@@ -63,6 +63,7 @@ def band_colours(
         found['nir'] = 'B8A'
     return found
 
+# %% ../../nbs/sources/07_spectra.ipynb #9b137212
 def shared_bands(
     first:Sensor, # Such as Sentinel-2
     second:Sensor, # Another
@@ -93,6 +94,7 @@ def _reversed(x, sensor):
     named, found = _plants(as_named).sum(), _plants(turned).sum()
     return found>=max(least_pixels, .1*len(x)) and named<.005*len(x)
 
+# %% ../../nbs/sources/07_spectra.ipynb #1682cca2
 def _swapped(x, sensor):
     "Is bare ground bluer than it is red?"
     c = _by_colour(x, sensor)

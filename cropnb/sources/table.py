@@ -29,6 +29,7 @@ def _by_band(
         f"name columns by their bands, {', '.join(s2_bands)}, "
         "or give a table such as {'b2': 'B02'}")
 
+# %% ../../nbs/sources/02_table.ipynb #30ed1c33
 def _check_bands(df, bands):
     "Raise `ValueError` unless the bands are reflectance x 10000"
     for band in bands:
@@ -71,6 +72,7 @@ def _local(times, zone, where):
         'another zone, written in UTC? Name it (zone = "Europe/Paris"), or zone = "UTC"')
     return times
 
+# %% ../../nbs/sources/02_table.ipynb #2b6ababe
 def _check_kinds(df, column):
     "Raise `ValueError` for a column of text and numbers together"
     kinds = {str if isinstance(v, str) else float for v in df[column].dropna().unique()}
@@ -78,6 +80,7 @@ def _check_kinds(df, column):
         raise ValueError(f'Column {column} mixes text and numbers: '
                          f'convert it (`df.{column}.astype(str)`)')
 
+# %% ../../nbs/sources/02_table.ipynb #27c74b5d
 def _check_rows(df, id, label):
     "Raise `ValueError` for a parcel with two rows of a day, or with two classes"
     twice = df.duplicated([id, '_t'])
@@ -90,6 +93,7 @@ def _check_rows(df, id, label):
         raise ValueError(f'Parcel {classes.idxmax()} has several classes in column {label}: '
                          'give it one, or split it into two parcels')
 
+# %% ../../nbs/sources/02_table.ipynb #94be6cad
 def _check_columns(
     df:pd.DataFrame, # As below
     named:list, # Columns that have to be there
@@ -105,6 +109,7 @@ def _check_columns(
     if not len(df):
         raise ValueError('The table has no rows: was the right one read?')
 
+# %% ../../nbs/sources/02_table.ipynb #8ac4cd9a
 def _check_table(
     df:pd.DataFrame, # As below
     id:str, # As below
@@ -165,6 +170,7 @@ def _stack(
         field_id=np.arange(len(parcels)),
         classes=classes)
 
+# %% ../../nbs/sources/02_table.ipynb #3178821a
 def series_from_table(
     df:pd.DataFrame, # One row a parcel and date
     id:str, # Column that names the parcel

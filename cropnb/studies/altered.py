@@ -30,6 +30,7 @@ class Zeroed(Altered):
         order = torch.rand(x.shape, device=x.device, generator=g).argsort(1)
         return x.masked_fill(order<n, 0.)
 
+# %% ../../nbs/studies/11_altered.ipynb #28a5285c
 class Noisy(Altered):
     "Gaussian noise, in standard deviations of each band"
     def alter(self, x, norm, g):
@@ -60,6 +61,7 @@ def others_of_field(
     partner[order] = order[following]
     return partner
 
+# %% ../../nbs/studies/11_altered.ipynb #014c4361
 class SameField(Unimodal):
     "A spectrum and that of another pixel of its field on its date; raises `ValueError`"
     partner = None # (pairs,) index, made at the first step

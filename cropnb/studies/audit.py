@@ -55,6 +55,7 @@ class UnimodalByBatch(Unimodal):
         lossy = corrupt_batch(s2, self.corruption, pairs.x[0], g)
         return [normalise(x, *pairs.norm[0]) for x in (s2, lossy)]
 
+# %% ../../nbs/studies/02_audit.ipynb #82c2d9c4
 class BimodalByBatch(Bimodal):
     "D5 in place of SCARF, in both sensors"
     def __call__(self, pairs, rows, g):
@@ -245,6 +246,7 @@ def _read(low, high, within):
     if high<-within: return 'worse'
     return 'undecided'
 
+# %% ../../nbs/studies/02_audit.ipynb #44ea3348
 def answer(
     d:np.ndarray, # (scenes,) differences, points
     within:float=2., # Points that do not matter

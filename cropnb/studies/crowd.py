@@ -86,6 +86,7 @@ def _drop_moments(folder):
             del h.attrs['mean']
             del h.attrs['std']
 
+# %% ../../nbs/studies/00_crowd.ipynb #02dc845d
 def make_crowd_task(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # seed, scene, part, fields, pixels, dates, clear, own_moments, dial

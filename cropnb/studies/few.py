@@ -49,6 +49,7 @@ def few_encoder(
         pretrain_epochs=size['epochs'], pretrain_batch=size['batch'])
     return encoder(pairs, r, scene, epochs=0 if name=='untrained' else -1)
 
+# %% ../../nbs/studies/10_few_labels.ipynb #2a86171b
 def make_bavaria(
     folder:Path, # Where train.h5 and val.h5 go
     recipe:dict, # split
@@ -83,6 +84,7 @@ class FewCell(NamedTuple):
     fields:int # Labelled fields of each class
     unseen:int=0 # Crops, the last of the twin's, that are never labelled
 
+# %% ../../nbs/studies/10_few_labels.ipynb #1fa52009
 few_scenes = 7001, 7002, 7003, 7004, 7005, 7006
 _counts = 1, 2, 4, 10
 _rest = 'comatch', 'ccssl_in', 'ccssl_out', 'comatch_triplet'
@@ -104,6 +106,7 @@ def _probes_of(scene):
             yield FewCell('twin', scene, draw, enc, name, k)
         yield FewCell('twin', scene, draw, 'raw', 'forest', k)
 
+# %% ../../nbs/studies/10_few_labels.ipynb #5e442f22
 def _at_others(scene, best):
     for k,name in product((1, 2, 10), ('supervised', 'fixmatch', best)):
         yield FewCell('twin', scene, 0, 'raw', name, k)
@@ -112,6 +115,7 @@ def _of_bavaria(split):
     for enc in ('raw', 'bimodal'): yield FewCell('bavaria', split, 0, enc, 'ridge', 4)
     for name in trainers: yield FewCell('bavaria', split, 0, 'raw', name, 4)
 
+# %% ../../nbs/studies/10_few_labels.ipynb #8452799b
 def few_plan(
     scenes:tuple=few_scenes, # Fresh ones
     best:str='', # Of the rest, from `best_of_rest`; '': not known yet
@@ -145,6 +149,7 @@ def few_run(
     return few_labels(
         series, enc, cell.learner, 1, family, config=audit_sets[family], unseen=unseen, **what)
 
+# %% ../../nbs/studies/10_few_labels.ipynb #98f46ee6
 _found = 'accuracy', 'field_accuracy', 'best', 'steps', 'n_train', 'n_val', 'source'
 few_columns = [*FewCell._fields, *_found, 'seconds', 'commit', 'run']
 
@@ -183,6 +188,7 @@ def few_verdict(
     if -within<low and high<within: verdict = 'alike'
     return dict(n=len(d), mean=mean, low=low, high=high, verdict=verdict)
 
+# %% ../../nbs/studies/10_few_labels.ipynb #bd2d1c40
 _contrasts = {
     'CoMatch minus ridge on the bi-modal encoder': (('raw', 'comatch'), ('bimodal', 'ridge')),
     'CoMatch with triplets minus CoMatch': (('raw', 'comatch_triplet'), ('raw', 'comatch'))}
@@ -220,6 +226,7 @@ def few_figure(
     ax.set_title(stamp, fontsize=8)
     return fig
 
+# %% ../../nbs/studies/10_few_labels.ipynb #f29e5a3f
 def few_costs(
     table:pd.DataFrame, # Of `few_row`s
 )->pd.DataFrame: # last and best in per cent, seconds, seconds a step: a row a trainer

@@ -116,6 +116,7 @@ def _encoders(steps, seeds): # name, step, seed of each encoder of a scene
     for name in curves:
         for step in steps: yield name, step, 0
 
+# %% ../../nbs/studies/07_length.ipynb #a2f2b8bd
 def length_plan(
     scenes:tuple=length_scenes, # Fresh ones
     steps:tuple=length_steps, # Judged
@@ -172,12 +173,14 @@ def per_scene(
     mean = t.groupby(['scene', 'name', 'step']).accuracy.mean()
     return 100*mean.unstack(['name', 'step'])
 
+# %% ../../nbs/studies/07_length.ipynb #555fe50e
 def _says(low, high): # in points
     if low>1: return 'better by more than a point'
     if low>0: return 'better'
     if high<0: return 'worse'
     return 'alike' if -1<low and high<1 else 'open'
 
+# %% ../../nbs/studies/07_length.ipynb #738b5a28
 def primary_contrasts(
     table:pd.DataFrame, # From `length_rows`
     step:int=16_000, # Of the primary contrasts
@@ -221,6 +224,7 @@ def _over_untrained(points, name):
     d.insert(0, 100, 0.) # where a logarithmic axis can begin
     return d
 
+# %% ../../nbs/studies/07_length.ipynb #7ce064b2
 def learning_curves(
     table:pd.DataFrame, # From `length_rows`
     stamp:str, # What made it

@@ -114,6 +114,7 @@ class MethodCell(NamedTuple):
     family:str # Of `probes`; transformer | tuned, end to end
     fields:int # Labelled fields of each class; 0: all
 
+# %% ../../nbs/studies/11_methods.ipynb #c559509d
 _looks = 'ridge', 'linear', 'knn'
 _controls = ('raw', 0), ('untrained', 0)
 _eight = tuple(kinds_of_method)

@@ -45,6 +45,7 @@ def at_least(
     n = table.groupby(label)[id].nunique()
     return table[table[label].isin(n.index[n>=parcels])]
 
+# %% ../../nbs/studies/08_real.ipynb #d63b144e
 def bavaria_series(
     path:Path, # The CSV of the parcels' means
 )->dict: # From `series_from_table`
@@ -56,6 +57,7 @@ def bavaria_series(
     bands = [f'B{number}_mean' for number in numbers]
     return series_from_table(at_least(table, 'id', 'crop'), 'id', 'Date', 'crop', bands)
 
+# %% ../../nbs/studies/08_real.ipynb #26d10dc2
 french_groups = {
     '110101': 'wheat', '110102': 'barley', '110106': 'maize', '1106': 'oil seeds',
     '1105': 'pulses', '1111': 'fodder', '20': 'grassland', '12': 'fruit and vine'}
@@ -85,6 +87,7 @@ def on_calendar(
     new = dict(time_series=x, mask=mask, date=np.tile(days, (n, 1)))
     return series | {k: (new.get(k, series[k]))[kept] for k in (*new, 'label', 'field_id')}
 
+# %% ../../nbs/studies/08_real.ipynb #83b8a1ef
 def france_series(
     path:Path, # The GeoParquet of the parcels' dekads
 )->dict: # From `series_from_table`, October 2022 to September 2023
@@ -120,6 +123,7 @@ def seen_by(
     mean,std = moments_of(z[train].numpy(), mask[train])
     return ((z.double()-mean)/std).float(), mask
 
+# %% ../../nbs/studies/08_real.ipynb #bbb248f4
 _bins = dict(ridge_cv=bins['ridge']) # the trees see every date
 
 def trees_tuned(n, seed):
@@ -151,6 +155,7 @@ class Fit(NamedTuple):
     n_pool:int # Parcels that they were drawn from
     n_val:int # Parcels judged on
 
+# %% ../../nbs/studies/08_real.ipynb #7d0717f8
 def fit_split(
     series:dict, # From `series_from_table`
     enc, # An encoder
@@ -183,6 +188,7 @@ def untrained_mean(
     means = ['accuracy', 'balanced', 'n_train', 'n_pool', 'n_val']
     return table.groupby(keys, as_index=False)[means].mean()
 
+# %% ../../nbs/studies/08_real.ipynb #f4f2ca4c
 def real_differences(
     table:pd.DataFrame, # Of `Fit`s, of one set
     first:str='bimodal_0', # Encoder

@@ -85,6 +85,7 @@ def _encoder_for(cell, name, size, raster):
     if name=='end_to_end': name = 'untrained'
     return encoder_of(name, scene, k, size)
 
+# %% ../../nbs/studies/05_replication.ipynb #eaa8253c
 def run_of(
     cell:AuditCell, # One of the plan
     sizes:tuple=(screen_size, task_size, ('demo', 17)), # Pre-training, tasks, scenes with rasters
@@ -164,6 +165,7 @@ def _over_last(run):
     if 'epoch_accuracy' not in found: return np.nan
     return best_epoch(found)
 
+# %% ../../nbs/studies/05_replication.ipynb #1189d901
 def audit_table(
     cells:list, # Of `AuditCell`
     runs:list, # Their `Run`s, done or not

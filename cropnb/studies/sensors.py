@@ -74,6 +74,7 @@ def _columns(name): # what an encoder can be given
     if name=='own_ps': return ('second',)
     return 'first', 'second', 'both'
 
+# %% ../../nbs/studies/09_sensors.ipynb #a6d66837
 def sensor_plan(
     scenes:tuple=(5001, 5002, 5003), # Fresh ones
 )->list: # Of `SensorCell`, scene by scene, the joint table first
@@ -88,6 +89,7 @@ def sensor_plan(
                 cells.append(SensorCell(name, scene, 'first', n, *learner))
     return cells
 
+# %% ../../nbs/studies/09_sensors.ipynb #b9bf1212
 def sensor_run(
     cell:SensorCell, # One of the plan
     size:dict=sensor_size, # Of pre-training and task

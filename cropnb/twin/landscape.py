@@ -66,6 +66,7 @@ def labelled(
         SHAPE_LEN=g.length.to_numpy(),
         crop_name=[crops[c-1] for c in g.crop_id])
 
+# %% ../../nbs/twin/04_landscape.ipynb #610e3bfb
 def own_fields(
     place:dict, # Row of `places`
     r:dict, # Recipe: extent, field
@@ -233,6 +234,7 @@ def _cell(x, size):
     "Which cell of a size (m) a coordinate lies in"
     return np.floor(x/size).astype(int)
 
+# %% ../../nbs/twin/04_landscape.ipynb #e9e1318d
 def _streaks(land, f, y, x):
     "Drills and tramlines across the direction of work, on arable fields"
     white = _hash(_cell(y, 3)[:,None], _cell(x, 3))
@@ -413,6 +415,7 @@ def _states_of(day, ground, doy):
         bright=s['bright']*factor,
         zenith=sun_zenith(doy))
 
+# %% ../../nbs/twin/04_landscape.ipynb #05817875
 def truth(
     day:Day, # The date
     y0:float=0, # North edge of the window, m from the tile's; multiples of 60

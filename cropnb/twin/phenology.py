@@ -223,6 +223,7 @@ def _burnt(f, doy, v):
     burnt = f['burnt']*season*np.exp(-.3*v)
     return np.minimum(burnt, 1)
 
+# %% ../../nbs/twin/00_phenology.ipynb #7c3278ed
 def _cold(doy):
     "1 at the beginning of February, 0 in summer"
     season = np.cos(2*np.pi*(doy-35)/365)

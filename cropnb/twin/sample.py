@@ -460,6 +460,7 @@ def _check_changes(changes):
         raise ValueError(f"Crowd has no option {', '.join(unknown)}: it has {has}")
     for name,value in changes.items(): _check_change(name, value, _of_crowd[name])
 
+# %% ../../nbs/twin/06_sample.ipynb #e83a4544
 def _check_change(name, value, default):
     what, (least, most) = f'Crowd: option {name}', limits.get(name, (1, 10_000))
     if not isinstance(default, str):
