@@ -366,7 +366,7 @@ def _draw_chance(
     text += f', chance {chance:.3f}'
     if mean-chance<.05:
         text += '\nnear chance: gains cannot be interpreted'
-        ax.axhline(100*(chance-mean)/mean, ls=':', c='r')
+        if mean>0: ax.axhline(100*(chance-mean)/mean, ls=':', c='r')
     ax.set_title(text, fontsize=7)
 
 # %% ../nbs/05_evaluate.ipynb #8109fc18
@@ -375,7 +375,7 @@ _box_style = dict(widths=.5, showfliers=False, medianprops=dict(color='k'), patc
 def _aside(
     n:int, # Points
 )->np.ndarray: # How far each is moved to the side
-    return np.linspace(-.12, .12, n) if n>1 else np.zeros(1)
+    return np.linspace(-.12, .12, n) if n>1 else np.zeros(n)
 
 # %% ../nbs/05_evaluate.ipynb #95e5348f
 def _draw_gains(
