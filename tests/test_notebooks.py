@@ -80,7 +80,7 @@ def test_a_method_and_its_options_as_parameters(tmp_path, fresh_runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('args, says', [
-    (('-p', 'method', 'nothing'), "'', 'simclr', 'dcl', 'clip', 'barlow_twins'"),
+    (('-p', 'method', 'nothing'), "'', 'simclr', 'dcl', 'clip', 'moco'"),
     (('-p', 'method', 'barlow_twins', '-y', 'options: {of: 0.01}'),
         'BarlowTwins has no option of: it has weight=0.005'),
     (('-y', 'options: {temperature: warm}'), "option temperature='warm' is not of the type")])

@@ -114,7 +114,7 @@ def _gain(
     g = relative_gain(df, by=by)
     g = g[g[by]==variant]
     unit = [k for k in ('task', 'family', 'scene', 'seed') if k in g]
-    return g.set_index(unit).gain
+    return g.set_index(unit).gain.dropna() # no number where supervised is never right
 
 # %% ../../nbs/measure/04_claims.ipynb #b8934b15
 def _units(
