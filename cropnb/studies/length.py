@@ -21,7 +21,7 @@ from ..engine.recipes import named_part, recipe
 from ..engine.records import Run, run_id
 from ..engine.tensors import seeded
 from ..evaluate import scores
-from ..measure.statistics import mean_interval, signs_test
+from ..measure.statistics import interval_says, mean_interval, signs_test
 from ..pretrain import at_step, encoder
 from ..probing import probes, probing
 from .crowd import crowd_pairs
@@ -173,13 +173,6 @@ def per_scene(
     mean = t.groupby(['scene', 'name', 'step']).accuracy.mean()
     return 100*mean.unstack(['name', 'step'])
 
-# %% ../../nbs/studies/07_length.ipynb #555fe50e
-def _says(low, high): # in points
-    if low>1: return 'better by more than a point'
-    if low>0: return 'better'
-    if high<0: return 'worse'
-    return 'alike' if -1<low and high<1 else 'open'
-
 # %% ../../nbs/studies/07_length.ipynb #738b5a28
 def primary_contrasts(
     table:pd.DataFrame, # From `length_rows`
@@ -194,7 +187,8 @@ def primary_contrasts(
     for name in _primary:
         d = (first-points[name, 0 if name=='untrained' else step]).to_numpy()
         mean,low,high = mean_interval(d, .975)
-        row = dict(mean=mean, low=low, high=high, says=_says(low, high), p_signs=signs_test(d))
+        says = interval_says(low, high)
+        row = dict(mean=mean, low=low, high=high, says=says, p_signs=signs_test(d))
         rows.append(dict(second=name, **row))
     out = pd.DataFrame(rows).set_index('second')
     return out.assign(p_holm=multipletests(out.p_signs, method='holm')[1])

@@ -19,7 +19,7 @@ from ..engine.recipes import recipe
 from ..engine.records import Run, result
 from ..evaluate import scores
 from ..measure.probes import Collapse
-from ..measure.statistics import mean_interval
+from ..measure.statistics import interval_says, mean_interval
 from ..pretrain import at_step, encoder
 from ..probing import probing
 from .altered import Brightness, Noisy, SameField, Zeroed
@@ -265,12 +265,6 @@ def _check_scenes(table, scenes, seeds, step):
         few = ', '.join(str(scene) for scene in found.columns[lacking])
         raise ValueError(f'The contrasts are looked at when all scenes are there; not yet: {few}')
 
-def _says(low, high): # in points
-    if low>1: return 'better by more than a point'
-    if low>0: return 'better'
-    if high<0: return 'worse'
-    return 'alike' if -1<low and high<1 else 'open'
-
 # %% ../../nbs/studies/11_methods.ipynb #6768c1c2
 def method_contrasts(
     table:pd.DataFrame, # From `method_row`
@@ -285,7 +279,7 @@ def method_contrasts(
     for label,(ones, others) in primary_of_methods.items():
         d = points[list(ones)].mean(axis=1)-points[list(others)].mean(axis=1)
         mean,low,high = mean_interval(d.to_numpy(), level)
-        rows[label] = dict(mean=mean, low=low, high=high, sd=d.std(), says=_says(low, high))
+        rows[label] = dict(mean=mean, low=low, high=high, sd=d.std(), says=interval_says(low, high))
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/studies/11_methods.ipynb #2b5f5f10
