@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['length_scenes', 'length_steps', 'length_size', 'curves', 'make_settled', 'settled', 'length_pairs', 'curve_encoder',
-           'LengthCell', 'length_plan', 'length_run', 'length_rows', 'per_scene', 'primary_contrasts',
-           'learning_curves']
+           'LengthCell', 'length_plan', 'length_run', 'per_scene', 'primary_contrasts', 'learning_curves']
 
 # %% ../../nbs/studies/07_length.ipynb #7c06b800
 from itertools import product
@@ -20,7 +19,6 @@ from ..encoder import load_encoder, save_encoder
 from ..engine.recipes import named_part, recipe
 from ..engine.records import Run, run_id
 from ..engine.tensors import seeded
-from ..evaluate import scores
 from ..measure.statistics import interval_says, mean_interval, signs_test
 from ..pretrain import at_step, encoder
 from ..probing import probes, probing
@@ -149,22 +147,11 @@ def length_run(
     config = audit_sets[cell.family]
     return training(series, run, cell.task, cell.family, config, r, cell.scene)
 
-# %% ../../nbs/studies/07_length.ipynb #fce1b560
-_kept = 'accuracy macro_f1 field_accuracy n_val n_fields_val device commit run'.split()
-
-def length_rows(
-    cells:list, # Of `LengthCell`, done
-    runs:list, # Their `Run`s
-)->pd.DataFrame: # A row a cell
-    "Scores, with the cell they belong to"
-    found = scores(runs)
-    return pd.DataFrame(cells).join(found[_kept].reset_index(drop=True))
-
 # %% ../../nbs/studies/07_length.ipynb #a4ee4ba9
 _primary = ('untrained', 'unimodal_20')
 
 def per_scene(
-    table:pd.DataFrame, # From `length_rows`
+    table:pd.DataFrame, # A `scored_row` a cell
     task:int=1, # 1, 2, 3
     family:str='ridge', # Of probes and base models
 )->pd.DataFrame: # Points: a row a scene, a column (name, step); untrained is the mean of its seeds
@@ -173,9 +160,9 @@ def per_scene(
     mean = t.groupby(['scene', 'name', 'step']).accuracy.mean()
     return 100*mean.unstack(['name', 'step'])
 
-# %% ../../nbs/studies/07_length.ipynb #738b5a28
+# %% ../../nbs/studies/07_length.ipynb #800cb1ba
 def primary_contrasts(
-    table:pd.DataFrame, # From `length_rows`
+    table:pd.DataFrame, # A `scored_row` a cell
     step:int=16_000, # Of the primary contrasts
     scenes:tuple=length_scenes, # All of them
     seeds:int=5, # Of untrained encoders
@@ -218,9 +205,9 @@ def _over_untrained(points, name):
     d.insert(0, 100, 0.) # where a logarithmic axis can begin
     return d
 
-# %% ../../nbs/studies/07_length.ipynb #7ce064b2
+# %% ../../nbs/studies/07_length.ipynb #1af8f460
 def learning_curves(
-    table:pd.DataFrame, # From `length_rows`
+    table:pd.DataFrame, # A `scored_row` a cell
     stamp:str, # What made it
 )->plt.Figure: # A row a probe, a column a task
     "Points over untrained, against steps"

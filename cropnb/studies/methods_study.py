@@ -17,12 +17,12 @@ from ..controls import raw
 from ..downstream import training
 from ..engine.recipes import recipe
 from ..engine.records import Run, result
-from ..evaluate import scores
 from ..measure.probes import Collapse
 from ..measure.statistics import interval_says, mean_interval
 from ..pretrain import at_step, encoder
 from ..probing import probing
 from .altered import Brightness, Noisy, SameField, Zeroed
+from .cells import score_columns, scored_row
 from .crowd import crowd_pairs
 from .length import settled
 from .replication import audit_sets
@@ -197,19 +197,16 @@ def method_run(
     config = audit_sets['transformer']
     return training(series, run, cell.task, 'transformer', config, frozen=not tuned, **what)
 
-# %% ../../nbs/studies/11_methods.ipynb #c17f5b83
-_told = 'accuracy macro_f1 field_accuracy n_val n_fields_val device commit run'.split()
-
+# %% ../../nbs/studies/11_methods.ipynb #464f29d4
 def method_row(
     cell:MethodCell, # One of the plan
     run:Run, # What it stands for: made here if need be
 )->pd.DataFrame: # One row
     "Scores; a training that collapsed counts with the accuracy of chance"
-    try: run.get()
-    except Collapse: found = pd.DataFrame([dict.fromkeys(_told)|dict(accuracy=1/9)])
-    else: found = scores([run])[_told].reset_index(drop=True)
-    collapsed = found.run.isna()
-    return pd.DataFrame([cell]).join(found.assign(collapsed=collapsed))
+    try: return scored_row(cell, run).assign(collapsed=False)
+    except Collapse: pass
+    chance = dict.fromkeys(score_columns)|dict(accuracy=1/9)
+    return pd.DataFrame([cell._asdict()|chance]).assign(collapsed=True)
 
 # %% ../../nbs/studies/11_methods.ipynb #53411b5e
 _measured = 'rankme', 'sd', 'cosine', 'alignment', 'ridge'
