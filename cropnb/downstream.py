@@ -42,7 +42,12 @@ _small = dict(
     inception = dict(layers=[1,2], hidden=[16,32], kernel=[5,9], lr=(3e-3,1e-2)),
     transformer = dict(d_model=[16,32], heads=[2,4], layers=(1,2), lr=(1e-3,5e-3)))
 
-spaces = dict(paper=_paper, demo=_small, smoke=_small)
+_capped = dict(
+    lstm = dict(hidden=[16,32,64], layers=(1,2), lr=(1e-3,1e-2)),
+    inception = dict(layers=[2,4], hidden=[32,64], kernel=[10,20,40], lr=(1e-3,1e-2)),
+    transformer = dict(d_model=[32,64], heads=[2,4,8], layers=(1,3), lr=(5e-4,5e-3)))
+
+spaces = dict(paper=_paper, desk=_capped, demo=_small, smoke=_small)
 
 # %% ../nbs/04_downstream.ipynb #3c24b052
 def draw_sets(
@@ -63,7 +68,7 @@ def _draw(trial, name, range_):
     return trial.suggest_int(name, *range_)
 
 def sets(
-    profile:str, # smoke | demo | paper
+    profile:str, # smoke | demo | desk | paper
     family:str, # lstm | inception | transformer
     n:int, # The first so many
 )->list: # Dicts of hyper-parameters

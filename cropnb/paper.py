@@ -94,6 +94,7 @@ def plan(
 _guess = dict(
     smoke=dict(scene=2, pairs=2, series=1, pretrain=1, downstream=.3),
     demo=dict(scene=20, pairs=1, series=1, pretrain=13, downstream=3.5),
+    desk=dict(scene=900, pairs=30, series=30, pretrain=1200, downstream=20),
     paper=dict(scene=5*3600, pairs=3600, series=600, pretrain=6*3600, downstream=20*60))
 _start = 7 # seconds until a notebook runs its first cell
 
@@ -110,7 +111,7 @@ def kind_of(
 # %% ../nbs/06_paper.ipynb #6312aaee
 def seconds(
     run:Run, # A run
-    profile:str, # smoke | demo | paper
+    profile:str, # smoke | demo | desk | paper
     past:dict, # Stage -> records
 )->float: # Of work, on one core or GPU
     "What like runs took: same stage, same recipe but for seeds, else a first guess"
@@ -124,7 +125,7 @@ def seconds(
 # %% ../nbs/06_paper.ipynb #575378b3
 def _still(
     jobs:list, # A stage
-    profile:str, # smoke | demo | paper
+    profile:str, # smoke | demo | desk | paper
     n_jobs:int, # Notebooks at a time
     past:dict, # Stage -> records
 )->float: # Seconds that it will take
@@ -138,7 +139,7 @@ def _still(
 # %% ../nbs/06_paper.ipynb #e543fd3c
 def summarise(
     stages:list, # From `plan`
-    profile:str, # smoke | demo | paper
+    profile:str, # smoke | demo | desk | paper
     n_jobs:int, # Notebooks at a time
 )->tuple: # Text, and the seconds left
     "What is there, what is to do, and how long that takes"

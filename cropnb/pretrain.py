@@ -454,7 +454,7 @@ def command_line()->argparse.ArgumentParser: # Of `python -m cropnb.pretrain`
     add('--mode', default='bimodal', help=f"what is paired: {' | '.join(modes)} (%(default)s)")
     add('--corruption', type=float, default=.2,
         help='fraction of the features that SCARF replaces, 0..1 (%(default)s)')
-    add('--profile', default='demo', help='sizes: smoke | demo | paper (%(default)s)')
+    add('--profile', default='demo', help='sizes: smoke | demo | desk | paper (%(default)s)')
     add('--protocol', default='corrected',
         help='corrected: symmetric NT-Xent | paper: its Equation 1a to the letter (%(default)s)')
     add('--seed', type=int, default=0, help='of weights, views and order (%(default)s)')

@@ -3,7 +3,7 @@ import json, optuna
 from conftest import root
 from cropnb.downstream import draw_sets, spaces
 
-counts = dict(smoke=1, demo=2, paper=10)
+counts = dict(smoke=1, demo=2, desk=10, paper=10)
 shared = json.loads((root/'cropnb/sets.json').read_text())
 
 def test_sets_are_those_of_the_sampler():

@@ -19,6 +19,11 @@ profiles = dict(
         train_per_class3=80, val_per_class3=40, min_dates=16,
         pretrain_epochs=3, pretrain_batch=512,
         n_sets=2, epochs=12, batch=64, threads=1),
+    desk = dict(
+        pairs_per_date=16_000, train_per_class=150, val_per_class=120,
+        train_per_class3=150, val_per_class3=60, min_dates=48,
+        pretrain_epochs=7, pretrain_batch=512,
+        n_sets=10, epochs=12, batch=64, threads=1),
     paper = dict(
         pairs_per_date=100_000, train_per_class=5000, val_per_class=1000,
         train_per_class3=9000, val_per_class3=1000, min_dates=143,
@@ -66,7 +71,7 @@ _kinds = dict(
     method=str, options=dict, stratify=bool, keep_model=bool, bands=str, sensor=str)
 
 def recipe(
-    profile:str='demo', # smoke | demo | paper: the scale
+    profile:str='demo', # smoke | demo | desk | paper: the scale
     protocol:str='corrected', # corrected | paper: the method
     **changes, # One-key differences, such as `clouds='clear'`
 )->dict: # A flat table of keys

@@ -17,7 +17,7 @@ from ..engine.names import hash_file
 # %% ../../nbs/measure/07_folders.ipynb #d77b98ec
 def set_name(
     data:str, # 'twin', or a folder
-    profile:str, # smoke | demo | paper
+    profile:str, # smoke | demo | desk | paper
     protocol:str='corrected', # corrected | paper
     seed:int=0, # The run's seed
 )->str: # Such as twin-demo; a name for a folder

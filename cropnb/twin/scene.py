@@ -32,6 +32,7 @@ scenes = dict(tiny  = dict(extent=600,   field=70,  dates=12,  parcels=12),
               smoke = dict(extent=900,   field=90,  dates=8,   parcels=20),
               demo  = dict(extent=2400,  field=125, dates=24,  parcels=130),
               year  = dict(extent=2400,  field=125, dates=144, parcels=130),
+              desk  = dict(extent=7500,  field=90,  dates=72,  parcels=225),
               paper = dict(extent=24000, field=400, dates=144, parcels=10_500))
 
 # %% ../../nbs/twin/05_scene.ipynb #00fe1212
