@@ -10,17 +10,15 @@ __all__ = ['common_names', 'cube_keys', 'short_name', 'bands_by_name', 'open_dat
 import json, os, re, warnings
 from glob import glob
 from pathlib import Path
-import geopandas as gpd, h5py, numpy as np, pandas as pd, rasterio, xarray as xr
+import geopandas as gpd, h5py, numpy as np, rasterio, xarray as xr
 import rioxarray # noqa: F401 (gives every Dataset its `.rio`)
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.features import shapes
-from shapely.geometry import shape as as_shape
 from ..engine.bands import find_sensor
 from .denethor import check_metres
 from .gates import days_of, whole_numbers
-from .outlines import Outlines
+from .outlines import Outlines, crop_patches
 
 # %% ../../nbs/sources/06_cube.ipynb #e75eeddf
 _before = re.compile(r'''(sentinel[-_ ]?[12]|landsat[-_ ]?[89]|s[12]|l[89])[-_ ]
@@ -781,13 +779,8 @@ def parcels_of_raster(
 )->gpd.GeoDataFrame: # field_id from 1, crop (text), pixels, geometry
     "Connected pixels of one value as polygons; raises `ValueError` where there are none"
     values = whole_numbers(values, 0, 2**31-1, 'The label raster')
-    found = shapes(values.astype('int32'), values>0, connectivity=4, transform=transform)
-    rows = [(as_shape(polygon), int(value)) for polygon,value in found]
-    polygons, value = [r[0] for r in rows], np.array([r[1] for r in rows], int)
-    crop = pd.Series(value).astype(str) if names is None else pd.Series(value).map(names)
-    g = gpd.GeoDataFrame(dict(crop=crop), geometry=polygons, crs=crs)
-    area = abs(transform.a*transform.e)
-    g['pixels'] = (g.area/area).round().astype(int)
+    g = crop_patches(values, values>0, transform, crs)
+    if names is not None: g['crop'] = g.crop.astype(int).map(names)
     g = g[g.crop.notna() & (g.pixels>=least_pixels)].reset_index(drop=True)
     if not len(g): raise ValueError(
         f'The label raster has no parcel of {least_pixels} pixels or more: '

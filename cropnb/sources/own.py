@@ -45,7 +45,7 @@ date = '(\d{4})-?(\d\d)-?(\d\d)'
 # names in the order of the file, such as ["B02", "B03", ...]; [] takes the names in the file.
 # Fewer than twelve will do where they are named here
 bands = []
-use = []                  # which of them to use; [] takes all but B10
+use = []                  # which of them to use, of a cube too; [] takes all but B10
 offset = 0                # added to the values: -1000 since January 2022 (baseline 04.00)
 scale = 10000             # the value, offset added, of reflectance 1
 nodata = 0                # a pixel is missing where every band has this value (before the offset)
