@@ -1,16 +1,19 @@
 """What a step of each method costs beside SimCLR's, in one run on one device.
 
-    python benchmarks/methods.py [cpu | cuda] [steps] [mode] [fp32 | bf16]
+    python benchmarks/methods.py [cpu | cuda] [steps] [mode] [fp32 | bf16] [method ...]
 
 Same random pairs, networks, batch (2048, width 256, 4 blocks) and optimiser (fused Adam); each
-method with its default options. A step is what `cropnb.pretrain.Step` does: views, networks, loss,
-backward, optimiser, what follows. The methods take turns, so that a machine that slows down slows
-all of them; the time of a method is the median of its steps, on a CPU that of the processor (of all
-threads: set OMP_NUM_THREADS=1), which others on the machine lengthen less. Nothing here is a test.
+method with its default options. Without a list of methods: all that learn from pairs, and SimCLR
+with the transformer over bands ('simclr on bands'). A step is what `cropnb.pretrain.Step` does:
+views, networks, loss, backward, optimiser, what follows. The methods take turns, so that a machine
+that slows down slows all of them; the time of a method is the median of its steps, on a CPU that of
+the processor (of all threads: set OMP_NUM_THREADS=1), which others on the machine lengthen less.
+Nothing here is a test.
 """
 import statistics, sys, tempfile, time
 from pathlib import Path
 import h5py, numpy as np, torch
+from cropnb.methods.base import on_backbone
 from cropnb.methods.table import find_method, methods
 from cropnb.pretrain import Step, make_optimizer
 from cropnb.views import Pairs, modes
@@ -18,7 +21,7 @@ from cropnb.views import Pairs, modes
 def word(i, default): return sys.argv[i] if len(sys.argv)>i else default
 
 device, mode, precision = word(1, 'cpu'), word(3, 'bimodal'), word(4, 'fp32')
-steps = int(word(2, 5))
+steps, only = int(word(2, 5)), sys.argv[5:]
 batch = 2048
 
 # ---------------------------------------------------------------- pairs and methods
@@ -36,8 +39,9 @@ def make_pairs(path, n=20_000):
         h.attrs.update({k: v/1e4 for k,v in moments.items()})
 
 def step_of(name, pairs):
-    "With the method's defaults"
-    cls = find_method(name)
+    "With the method's defaults; 'simclr on bands' has another network"
+    name,_,backbone = name.partition(' on ')
+    cls = on_backbone(find_method(name), backbone or 'resmlp')
     at = mode if mode in cls.modes else cls.modes[0]
     views = getattr(cls, 'views', {}).get(at, modes[at])(.2)
     torch.manual_seed(0)
@@ -80,6 +84,8 @@ def main(path):
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {device}, {precision}, '
           f'batch {batch}, median of {steps} steps')
     names = [name for name in methods if not getattr(find_method(name), 'bank', None)]
+    names.append('simclr on bands')
+    if only: names = ['simclr', *only]
     times, kept = in_turn(names, Pairs(path, device)) # those that learn from pairs
     print('| method | views | ms a step | beside SimCLR | MB of tensors kept |')
     print('|---|---|---|---|---|')

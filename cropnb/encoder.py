@@ -316,7 +316,8 @@ def _checked(path, what):
     what = as_now(what)
     kinds = (*_networks, 'Identity')
     if what.get('kind') not in kinds: raise ValueError(
-        f"{path}: its kind is {what.get('kind')!r}, not one of {', '.join(kinds)}")
+        f"{path}: its kind is {what.get('kind')!r}, not one of {', '.join(kinds)}; "
+        'an encoder of seasons is read once `cropnb.seasons` is imported')
     return {'corruption': None} | what
 
 # %% ../nbs/02_encoder_file.ipynb #39facde2

@@ -44,14 +44,17 @@ def usual_views(cls):
 
 with joined():
     g = torch.Generator().manual_seed(1)
-    def drawn(width): return torch.randn(64, width, generator=g, dtype=torch.float64)
+    def drawn(*shape): return torch.randn(64, *shape, generator=g, dtype=torch.float64)
+    def shapes(views): # a season has six dates here
+        of_dates = getattr(views, 'of_dates', False)
+        return [(6, w+2) if of_dates else (w,) for w in views.widths]
     cases = {name: (find_method(name), usual_views(find_method(name))) for name in methods}
     cases['taught'] = Taught, Unimodal
     out = dict(world=torch.tensor(world()))
     for name,(cls,views) in cases.items():
         torch.manual_seed(0)
         method = globalise(cls(views(), 32, 2)).double().train()
-        shown = map(drawn, views().widths)
+        shown = [drawn(*shape) for shape in shapes(views())]
         out |= {f'{name}: {k}': v for k,v in one_step(method, *shown).items()}
     if rank()==0: save_file(out, sys.argv[1])
 '''

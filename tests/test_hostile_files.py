@@ -315,7 +315,7 @@ files = {
         (said('bands', s2_bands[::-1]), 'was trained on bands'),
         (said('bands', ps_bands), 'was trained on bands'),
         (said('kind', 'ResNet'),
-         "its kind is 'ResNet', not one of ResMLP, BandTransformer, Identity"),
+         "its kind is 'ResNet', not one of ResMLP, BandTransformer"),
         (said('recipe', dict(dim=8, blocks=100_000)), 'say blocks=100000'),
         (said('recipe', dict(dim=8, blocks=-1)), 'say blocks=-1'),
         (said('recipe', dict(dim=0, blocks=1)), 'dim=0 is not a whole number'),

@@ -13,7 +13,7 @@ longest_line = 100           # characters
 light = ('views', 'encoders', 'encoder', 'controls', 'methods.base', 'methods.table',
          'methods.contrast', 'methods.decorrelate', 'methods.vicreg', 'methods.moco',
          'methods.metric', 'methods.cluster', 'methods.distil', 'methods.rebuild',
-         'methods.time', 'losses', 'pretrain', 'features',
+         'methods.time', 'methods.seasons', 'seasons', 'losses', 'pretrain', 'features',
          'base_models', 'downstream')
 heavy = ('fastcore', 'optuna', 'papermill', 'rasterio', 'pandas', 'geopandas', 'matplotlib',
          'scipy', 'sklearn', 'tqdm', 'IPython', 'nbdev')

@@ -87,9 +87,11 @@ def front_of(
     std:torch.Tensor, # (bands,) of reflectance
     bf16:bool=False, # As in `Multiplied`
 )->nn.Module: # Stored values -> features; `last` is the layer that has to follow
-    "What sees a date"
+    "What sees a date; raises `ValueError` for a network that is neither"
     if isinstance(net, ResMLP): return Multiplied(net.eval(), mean, std, bf16)
-    return Bands(mean, std)
+    if isinstance(net, nn.Identity): return Bands(mean, std)
+    raise ValueError(f'This encoder is a {type(net).__name__}, and maps are made with a ResMLP '
+                     'or with the bands themselves: take an encoder of one of these kinds')
 
 # %% ../../nbs/maps/01_networks.ipynb #9a6217b9
 def seen_values(

@@ -33,7 +33,8 @@ methods = dict(
     mae = 'cropnb.methods.rebuild.MAE',
     vime = 'cropnb.methods.rebuild.VIME',
     crossmodal = 'cropnb.methods.rebuild.CrossModal',
-    seco = 'cropnb.methods.time.SeCo')
+    seco = 'cropnb.methods.time.SeCo',
+    mae_dates = 'cropnb.methods.seasons.MAEDates')
 
 def find_method(
     name:str, # Of `methods`

@@ -41,6 +41,7 @@ class Seasons:
         enough = seen.sum(1)>=3
         if not enough.any(): raise ValueError(f'{path}: no pixel was seen on three dates: {_fix}')
         self.left_out = int((~enough).sum())
+        self.rows = np.flatnonzero(enough) # of the file
         self.sensors = [whole.pick(names)]
         self._keep(x[enough][...,whole.index(names)], seen[enough], device)
         self.about = {k: v[enough] for k,v in self.about.items()}
