@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['overlap', 'check_images', 'check_values', 'check_fields', 'main']
 
-# %% ../nbs/sources/04_cli.ipynb #bf63f8a5
-import argparse, http.client, sys, tarfile, zipfile
+# %% ../nbs/sources/04_cli.ipynb #bb638e8e
+import argparse, http.client, os, sys, tarfile, zipfile
 from pathlib import Path
 import numpy as np, rasterio
 from rasterio.transform import array_bounds
@@ -315,7 +315,7 @@ def _do(
     t = open_tile(Path(a.folder), a.part)
     return check_images(t, a.max_days)+check_values(t)+check_fields(t, a.part)
 
-# %% ../nbs/sources/04_cli.ipynb #f6776f72
+# %% ../nbs/sources/04_cli.ipynb #c09d5b6b
 _expected = (ValueError, OSError, tarfile.TarError, zipfile.BadZipFile, http.client.HTTPException)
 
 def main(
@@ -325,6 +325,8 @@ def main(
     a = _parser().parse_args(argv)
     try:
         print('\n'.join(_do(a)), flush=True)
+    except BrokenPipeError: # such as `cropnb differences | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FileExistsError as e:
         sys.exit(f'{e.filename} is there already: edit it, or remove it first')
     except _expected as e:

@@ -242,14 +242,15 @@ def _stage_row(jobs, prices, n_jobs):
         'hours': work/3600/n_jobs,
         'known from': ', '.join(sources) or 'all of it is done'}
 
-# %% ../nbs/09_cluster.ipynb #81af37a5
+# %% ../nbs/09_cluster.ipynb #f66113ea
 def price(
     a:dict, # profile, data, protocol, seed, device, tasks, families, n_jobs
     most:float=1.5, # Seconds for each measurement
 )->tuple: # Table of stages; dict of data, device, hours, memory (GB), disk (MB), free (MB)
     "What a run of 06_paper would do, without doing any of it"
     device = pick_device(a['device'])
-    data, r = resolve(a['data'], a['profile'], a['seed']), recipe(a['profile'], a['protocol'])
+    data = resolve(a['data'], a['profile'], a['seed'])
+    r = recipe(a['profile'], a['protocol'])
     stages = _stages(a, data, r, device)
     prices = Prices(data, r, device, most)
     prices.measure([run for jobs in stages for job in jobs for run in job.todo])
@@ -266,14 +267,15 @@ def _free(folder):
     while not folder.exists(): folder = folder.parent
     return shutil.disk_usage(folder).free/1e6
 
-# %% ../nbs/09_cluster.ipynb #ad450dc6
+# %% ../nbs/09_cluster.ipynb #c5c8d44b
 def plan_text(
     a:dict, # As `price`
     table:pd.DataFrame, # From `price`
     about:dict, # From `price`
 )->list: # Lines
     "What `cropnb plan` prints"
-    shown = table.assign(hours=[f'{h:.2f}' if h<10 else f'{h:,.0f}' for h in table.hours])
+    hours = [f'{h:.2f}' if h<10 else f'{h:,.0f}' for h in table.hours]
+    shown = table.assign(hours=hours)
     where = f"{about['data']}, profile {a['profile']}, {about['device']}"
     short = '' if about['disk']<about['free'] else '   <- not enough'
     lines = [
@@ -305,7 +307,7 @@ def _reason(log):
     said = [line for line in lines if line not in ('', failed_mark)]
     return said[-1] if said else ''
 
-# %% ../nbs/09_cluster.ipynb #2011f24e
+# %% ../nbs/09_cluster.ipynb #36c7dd27
 def status(
     name:str='', # A set, such as twin-demo; '': that which was asked for last
 )->list: # Lines
@@ -316,11 +318,12 @@ def status(
     name = name or names[-1]
     if name not in names: raise FileNotFoundError(f"{name} is not one of {', '.join(names)}")
     a = json.loads((runs_dir()/'plans'/f'{name}.json').read_text())
-    data, r = resolve(a['data'], a['profile'], a['seed']), recipe(a['profile'], a['protocol'])
+    data = resolve(a['data'], a['profile'], a['seed'])
+    r = recipe(a['profile'], a['protocol'])
     stages = _stages(a, data, r, a['device'])
     return _status_lines(name, a, stages, logs_dir(name))
 
-# %% ../nbs/09_cluster.ipynb #c5bbb37b
+# %% ../nbs/09_cluster.ipynb #f447d532
 def _status_lines(name, a, stages, logs):
     "A line a stage; a line for each notebook that runs or failed"
     lines, left = [f'{name}: logs in {logs}'], 0
@@ -333,12 +336,14 @@ def _status_lines(name, a, stages, logs):
         hours = sum(seconds(run, a['profile'], past) for run in todo)/3600/a['n_jobs']
         left += hours
         text = ', '.join(f'{n} {state}' for state,n in counts.items())
-        lines.append(f'{jobs[0].notebook:14s} {text}; {len(todo)} runs to do, {hours:.2f} h')
+        stage = jobs[0].notebook
+        lines.append(f'{stage:14s} {text}; {len(todo)} runs to do, {hours:.2f} h')
         told += [(job, s) for job,s in states.items() if s in ('running', 'failed')]
     for job,state in told:
         log = logs/f'{file_name(job)}.log'
         says = _reason(log) if log.exists() else 'not a notebook of 06_paper'
         lines.append(f'  {state}: {job.name}: {says[:200]} ({log.name})')
+    if not left: return [*lines, 'nothing is left to do']
     return [*lines, f'about {left:.2f} hours left, by what like runs took here or a guess']
 
 # %% ../nbs/09_cluster.ipynb #f16cfe61

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from .engine.bands import Sensor
 from .sources.spectra import band_colours, sensor_title
 
-# %% ../nbs/08_explore.ipynb #f88d5ef6
+# %% ../nbs/08_explore.ipynb #125a0b5f
 def greenness(
     x:np.ndarray, # (..., band) stored values
     sensor:Sensor, # Whose bands they are
@@ -20,7 +20,8 @@ def greenness(
     if not {'red', 'nir'}<=bands.keys(): raise ValueError(
         f"{sensor_title(sensor)} as it is here has no red and near infrared, but "
         f"{' '.join(sensor.bands)}: NDVI needs both")
-    red, nir = (x[...,i].astype('float32') for i in sensor.index([bands['red'], bands['nir']]))
+    both = sensor.index([bands['red'], bands['nir']])
+    red, nir = (x[...,i].astype('float32') for i in both)
     return (nir-red)/np.maximum(nir+red, 1)
 
 # %% ../nbs/08_explore.ipynb #6fd35bbb
@@ -83,7 +84,7 @@ def neighbours(
     order = np.argsort(-(unit@unit[i]), kind='stable')
     return order[order!=i][:n]
 
-# %% ../nbs/08_explore.ipynb #e1f2a448
+# %% ../nbs/08_explore.ipynb #c45ae07a
 class Explorer:
     "A map, a field's season, and the fields in the plane of their embeddings"
     def __init__(self,
@@ -143,8 +144,9 @@ class Explorer:
         ax.set(ylabel='NDVI', ylim=(-.1, 1))
         ax.tick_params(axis='x', labelsize=7, rotation=30)
         seen = ', learned from' if row.learned else ''
-        ax.set_title(f'field {self.fields[i]}: {row.truth}{seen}; predicted {row.predicted} '
-                     f'({row.probability:.0%})\nthin: the five that are most alike', fontsize=8)
+        said = f'field {self.fields[i]}: {row.truth}{seen}'
+        guess = f'predicted {row.predicted} ({row.probability:.0%})'
+        ax.set_title(f'{said}; {guess}\nthin: the five that are most alike', fontsize=8)
         ax.legend(fontsize=6, frameon=False, loc='upper left')
         self._outline()
 

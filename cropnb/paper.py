@@ -234,7 +234,7 @@ def _say_why(job, log):
     with open(log, 'a') as f: f.write(f'\n{failed_mark}\n')
     print(f'{job.name}: FAILED: {why}\n  all of it is in {log}', flush=True)
 
-# %% ../nbs/06_paper.ipynb #36a7f6bd
+# %% ../nbs/06_paper.ipynb #9c278730
 def _watch(
     futures:list, # Of jobs
     runs:list, # That they make
@@ -253,7 +253,8 @@ def _watch(
             bar.set_postfix_str(line[:80])
             if wants_bars() or time.time()-said<60: continue
             said = time.time()
-            print(f'  {what}, {bar.n} of {len(runs)} runs: {line[:80]}', flush=True)
+            so_far = f'{bar.n} of {len(runs)} runs'
+            print(f'  {what}, {so_far}: {line[:80]}', flush=True)
         bar.n = sum(run.done for run in runs)
         bar.refresh()
 

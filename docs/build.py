@@ -50,6 +50,7 @@ def write_page(path):
     text, found = MarkdownExporter().from_notebook_node(
         for_readers(nbformat.read(path, 4)), dict(output_files_dir=files))
     text = re.sub(r'\]\(([\w./-]+\.ipynb)(#[\w-]*)?\)', lambda m: link([0, m[1], m[2] or '']), text)
+    text = re.sub(r'\]\(#[\w-]+\)', lambda m: m[0].lower(), text) # as mkdocs writes anchors
     text = text.replace('](../figures/', '](figures/')
     text = re.sub(r'<style scoped>.*?</style>\n', '', text, flags=re.S)
     to.write_text(text, encoding='utf-8')

@@ -9,9 +9,10 @@ from conftest import root
 bin = Path(sys.executable).parent
 
 def shell(words, cwd, **variables):
-    "In a folder, with some variables"
+    "In a folder, with some variables; words, or a line"
     env = os.environ|variables
-    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
+    line = isinstance(words, str)
+    return subprocess.run(words, cwd=cwd, env=env, shell=line, capture_output=True, text=True)
 
 # ---------------------------------------------------------------- the package
 def test_offers():
@@ -27,6 +28,12 @@ def test_version():
     assert f'version = {cropnb.__version__}' in (root/'settings.ini').read_text()
     assert f'version: {cropnb.__version__}' in (root/'CITATION.cff').read_text()
     assert f'## {cropnb.__version__}' in (root/'CHANGELOG.md').read_text()
+
+def test_a_reader_that_stops_early():
+    "`cropnb differences | head -1`"
+    variables = dict(PYTHONPATH=str(root), PATH=f'{bin}:/usr/bin:/bin')
+    said = shell('cropnb differences | head -1', root, **variables)
+    assert said.stdout.startswith('| what | the paper') and not said.stderr
 
 def test_the_readme_has_the_differences():
     assert differences_text() in (root/'README.md').read_text()

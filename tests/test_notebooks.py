@@ -35,6 +35,24 @@ def test_parameters(path):
     assert not tagged(path, 'injected-parameters')
     assert any(re.search(r'check_params\(\s*globals\(\)', source(c)) for c in cells(path))
 
+laid_out = [p for p in parameterised if any('## How it works' in source(c) for c in cells(p))]
+
+def test_chapters_begin_with_their_run():
+    "Of these at least; the rest of the parameterised ones have no source, or are studies"
+    chapters = ['00_data', '03_pretrain', '04_downstream', '04_few_labels', '04_probing']
+    assert [p.stem for p in laid_out]==[*chapters, '05_evaluate', '06_paper', '08_explore']
+
+@pytest.mark.parametrize('path', laid_out, ids=name)
+def test_source_comes_after_the_run(path):
+    "Nothing is defined for the package before the reader has set parameters and seen a result"
+    before = []
+    for cell in cells(path):
+        if '## How it works' in source(cell): break
+        before.append(cell)
+    exported = [source(c) for c in before if source(c).startswith('#| export')]
+    assert not [text for text in exported if re.search(r'^(def|class|@)', text, re.M)]
+    assert any(c.get('outputs') for c in before)
+
 @pytest.mark.parametrize('path', nbs, ids=name)
 def test_saved(path):
     "On the plain kernel, without errors or a machine's paths in the output, without an export"

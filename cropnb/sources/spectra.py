@@ -34,7 +34,8 @@ def band_rows(
     bad = [name for name in want if tidy.count(band_name(name))!=1]
     if bad:
         raise ValueError(f"{path}: band {', '.join(bad)} is missing or appears twice among "
-                         f"{', '.join(tidy)}; name them in scene.toml")
+                         f"{', '.join(filter(None, tidy)) or 'no names at all'}; "
+                         'name them in scene.toml, as bands = [...] in the order of the file')
     return [tidy.index(band_name(name))+1 for name in want]
 
 # %% ../../nbs/sources/07_spectra.ipynb #3435623c
