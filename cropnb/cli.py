@@ -5,20 +5,26 @@
 # %% auto #0
 __all__ = ['overlap', 'check_images', 'check_values', 'check_fields', 'main']
 
-# %% ../nbs/sources/04_cli.ipynb #bb638e8e
-import argparse, http.client, os, sys, tarfile, zipfile
+# %% ../nbs/sources/04_cli.ipynb #bf63f8a5
+import argparse
+import http.client
+import os
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
-import numpy as np, rasterio
+import numpy as np
+import rasterio
 from rasterio.transform import array_bounds
 import cropnb
+from .engine.bands import band_groups, s2_bands
 from .engine.recipes import profiles, protocols
+from .engine.records import verify
+from .maps.commands import add_map_commands, do_map_command, map_commands
 from .prepare.fields import apportion, clear, field_raster, fractions, open_tile
 from .prepare.fields import pixel_counts, strips
 from .prepare.pairs import days_apart, match_days
-from .engine.records import verify
-from .maps.commands import add_map_commands, do_map_command, map_commands
 from .sources import breizhcrops
-from .engine.bands import band_groups, s2_bands
 from .sources.own import sentinel2_template, template, write_template
 from .sources.spectra import check_order, order_warnings, sensor_title
 
@@ -36,41 +42,48 @@ def overlap(
 # %% ../nbs/sources/04_cli.ipynb #778430c2
 def _describe(images):
     "Dates and grid of one sensor"
-    dates = images.dates
-    rows,cols = images.shape
+    name, n = sensor_title(images.sensor), len(images.dates)
+    first, last = images.dates[[0, -1]]
+    rows, cols = images.shape
     metres = images.transform.a
-    return (f'{sensor_title(images.sensor)}: {len(dates)} dates from {dates[0]} to {dates[-1]}, '
+    return (f'{name}: {n} dates from {first} to {last}, '
             f'{rows} x {cols} pixels of {metres:g} m, {images.crs}')
+
+def _under(a, b):
+    "How much of the first sensor's image the second covers"
+    share = overlap(*(array_bounds(*images.shape, images.transform) for images in (a, b)))
+    first, second = (sensor_title(images.sensor) for images in (a, b))
+    return f'{share:.0%} of the {first} image lies under {second}'
 
 # %% ../nbs/sources/04_cli.ipynb #95cd3956
 def _on_disk(path):
     "Type of the numbers, and what means missing"
-    if path.suffix.lower()=='.npy': return str(np.load(path, mmap_mode='r').dtype)
-    if path.suffix.lower() not in ('.tif', '.tiff', '.jp2', '.vrt'): return path.suffix[1:]
+    kind = path.suffix.lower()
+    if kind=='.npy': return str(np.load(path, mmap_mode='r').dtype)
+    if kind not in ('.tif', '.tiff', '.jp2', '.vrt'): return path.suffix[1:]
     with rasterio.open(path) as f: return f'{f.dtypes[0]}, nodata {f.nodata}'
 
 # %% ../nbs/sources/04_cli.ipynb #3476d778
 def _accepted(images):
     "Which bands, read from what, kept as what"
     sensor = images.sensor
-    text = (f"{sensor_title(sensor)}: {len(sensor.bands)} bands, {' '.join(sensor.bands)}; "
+    n, bands = len(sensor.bands), ' '.join(sensor.bands)
+    text = (f'{sensor_title(sensor)}: {n} bands, {bands}; '
             f'{_on_disk(images.list[0])}; kept as {sensor.stored}')
-    return text if sensor.window==1 else f'{text}; windows of {sensor.window} x {sensor.window}'
+    if sensor.window==1: return text
+    return f'{text}; windows of {sensor.window} x {sensor.window}'
 
 def _encoders_for(sensor):
     "Which encoders these bands allow, where some of Sentinel-2's are missing"
     lacking = [band for band in s2_bands if band not in sensor.bands]
     if sensor.name!='sentinel2' or not lacking: return []
-    groups = [name for name,bands in band_groups.items() if set(bands)<=set(sensor.bands)]
+    have = set(sensor.bands)
+    groups = [name for name,bands in band_groups.items() if set(bands)<=have]
     fits = ', '.join(f'bands = {name}' for name in ('all', *groups))
     return [f"Sentinel-2 lacks {', '.join(lacking)}: encoders of the twelve bands do not apply; "
             f'train with {fits} or names of these bands']
 
-def _under(a, b):
-    "How much of the first sensor's image the second covers"
-    boxes = [array_bounds(*images.shape, images.transform) for images in (a, b)]
-    names = [sensor_title(images.sensor) for images in (a, b)]
-    return f'{overlap(*boxes):.0%} of the {names[0]} image lies under {names[1]}'
+
 
 # %% ../nbs/sources/04_cli.ipynb #1ae683c8
 def _matched(a, b, max_days):
@@ -91,43 +104,56 @@ def _dozen(n): # indices of about a dozen of `n` dates
 def _cloudy_share(images, i):
     "Of the pixels of a date, those above 0.4"
     rows = strips(images.shape, 8)
-    return sum((images.clouds(i, some)>clear).sum() for some in rows)/np.prod(images.shape)
+    cloudy = sum((images.clouds(i, some)>clear).sum() for some in rows)
+    return cloudy/np.prod(images.shape)
 
+# %% ../nbs/sources/04_cli.ipynb #6e18240b
 def _cloudy(images):
     "How often it is cloudy"
     if images.clouds(0, slice(0, 1)) is None:
         return 'cloud probability is not known: clouds = clear is not available'
-    share = np.mean([_cloudy_share(images, i) for i in _dozen(len(images.dates))])
+    dates = _dozen(len(images.dates))
+    share = np.mean([_cloudy_share(images, i) for i in dates])
     return f'cloud probability is known; on a dozen dates {share:.0%} of the pixels are above 0.4'
 
+# %% ../nbs/sources/04_cli.ipynb #4587fbc6
 def check_images(
     t, # From `cropnb.data.open_tile`
     max_days:int=0, # As in the recipe
 )->list: # Lines
     "Dates, grids, bands, overlap and clouds of one or two sensors"
+    first, second = t.first, t.second
     lines = [_describe(images) for images in t.images]
-    lines += [_accepted(images) for images in t.images]+_encoders_for(t.first.sensor)
-    if t.second is None:
-        return [*lines, 'One sensor alone: uni-modal pre-training and every task are available, '
-                'bi-modal needs a second sensor', _cloudy(t.first)]
-    matched = _matched(t.first, t.second, days_apart(t, max_days))
-    return [*lines, _under(t.first, t.second), matched, _cloudy(t.first)]
+    lines += [_accepted(images) for images in t.images]
+    lines += _encoders_for(first.sensor)
+    if second is None:
+        lines.append('One sensor alone: uni-modal pre-training and every task are available, '
+                     'bi-modal needs a second sensor')
+    else:
+        lines.append(_under(first, second))
+        lines.append(_matched(first, second, days_apart(t, max_days)))
+    return [*lines, _cloudy(first)]
 
 # %% ../nbs/sources/04_cli.ipynb #0b6d9115
 def _survey(images, i): # of a date
-    "Some 60,000 pixels (n, band); the least and the largest value of each band that was seen"
-    some, low, high = [], None, None
+    "Some 60,000 pixels (n, band), and the bands that have one value wherever one was seen"
+    some, ends = [], []
+    bands = images.sensor.bands
     step = max(1, min(images.shape)//240)
-    for rows in strips(images.shape, len(images.sensor.bands)):
+    for rows in strips(images.shape, len(bands)):
         a = images.read(i, rows)
-        some.append(a[-rows.start%step::step,::step].reshape(-1, a.shape[2]))
+        thinned = a[-rows.start%step::step,::step]
+        some.append(thinned.reshape(-1, len(bands)))
         seen = a[a.any(2)]
-        if not len(seen): continue
-        low = seen.min(0) if low is None else np.minimum(low, seen.min(0))
-        high = seen.max(0) if high is None else np.maximum(high, seen.max(0))
-    return np.concatenate(some), low, high
+        if len(seen): ends += [seen.min(0), seen.max(0)]
+    flat = np.ptp(ends, axis=0)==0 if ends else []
+    return np.concatenate(some), [band for band,is_flat in zip(bands, flat) if is_flat]
 
 # %% ../nbs/sources/04_cli.ipynb #23638e22
+def _by_band(sensor, values, digits):
+    return ', '.join(f'{b} {v:.{digits}f}' for b,v in zip(sensor.bands, values))
+
+# %% ../nbs/sources/04_cli.ipynb #2ca4459d
 def _medians(
     sensor, # `Sensor`
     a:np.ndarray, # (n, band)
@@ -135,43 +161,42 @@ def _medians(
     "Median by band, and a warning where it cannot be one"
     name, seen = sensor_title(sensor), a.any(1)
     medians = np.full(len(sensor.bands), np.nan)
-    if seen.any():
-        medians = np.median(a[seen], 0)
+    if seen.any(): medians = np.median(a[seen], 0)
     missing = 1-seen.mean()
     start = f'{name}, middle date, {missing:.0%} missing, median'
     if sensor.unit=='dB':
-        values = ', '.join(f'{b} {m/100-100:.1f}' for b,m in zip(sensor.bands, medians))
-        return [f'{start} backscatter in dB: {values}']
-    values = ', '.join(f'{b} {m/1e4:.3f}' for b,m in zip(sensor.bands, medians))
-    lines = [f'{start} reflectance: {values}']
+        dB = _by_band(sensor, medians/100-100, 1)
+        return [f'{start} backscatter in dB: {dB}']
+    lines = [f'{start} reflectance: {_by_band(sensor, medians/1e4, 3)}']
     if seen.any() and not .005<medians.mean()/1e4<1.5:
         lines.append(f'   <- {name} does not look like reflectance x 10000: '
                      'are scale and offset right?')
     return lines
 
 # %% ../nbs/sources/04_cli.ipynb #7ec8ff70
-def _flat(images, i, low, high):
-    "A line that names bands of one value"
-    flat = low==high if low is not None else []
-    bands = ', '.join(b for b,is_flat in zip(images.sensor.bands, flat) if is_flat)
-    path = images.list[i] if len(images.list)==len(images.dates) else images.list[0]
-    return [f'   <- {sensor_title(images.sensor)}, {path}, {images.dates[i]}: {bands} has one '
-            'value everywhere, so it was not measured: get the image again, or leave it out'
-            ] if bands else []
+def _flat_line(images, i, bands):
+    "What is said of bands that have one value on a date"
+    one_each = len(images.list)==len(images.dates)
+    path = images.list[i if one_each else 0]
+    name, date = sensor_title(images.sensor), images.dates[i]
+    return (f"   <- {name}, {path}, {date}: {', '.join(bands)} has one "
+            'value everywhere, so it was not measured: get the image again, or leave it out')
 
 def _check_sensor_values(images, where):
     "Lines of one sensor"
-    n = len(images.dates)
+    n, sensor = len(images.dates), images.sensor
     middle = _survey(images, n//2)[0]
     flat, samples = [], [middle]
     for i in _dozen(n):
-        sample, low, high = _survey(images, i)
-        samples.append(sample[::max(1, len(sample)//5000)])
-        flat += _flat(images, i, low, high)
+        sample, bands = _survey(images, i)
+        step = max(1, len(sample)//5000)
+        samples.append(sample[::step])
+        if bands: flat.append(_flat_line(images, i, bands))
     every = np.concatenate(samples)
-    check_order(every, images.sensor, where)
-    return _medians(images.sensor, middle)+order_warnings(every, images.sensor)+flat
+    check_order(every, sensor, where)
+    return _medians(sensor, middle)+order_warnings(every, sensor)+flat
 
+# %% ../nbs/sources/04_cli.ipynb #587dfd5f
 def check_values(
     t, # From `cropnb.data.open_tile`
 )->list: # Lines
@@ -190,7 +215,8 @@ def _class_line(
     counts = apportion(len(pixels), list(parts.values()))
     columns = '  '.join(f'{n:{len(key)}d}' for n,key in zip(counts, parts))
     few = '   <- too few fields for every part' if min(counts)==0 else ''
-    return f'{name:16s} {len(pixels):6d} {sum(pixels):7d}  {columns}{few}'
+    n, area = len(pixels), sum(pixels)
+    return f'{name:16s} {n:6d} {area:7d}  {columns}{few}'
 
 # %% ../nbs/sources/04_cli.ipynb #64cf29e7
 def check_fields(
@@ -206,13 +232,15 @@ def check_fields(
     lines = [f'{t.labels}: {len(g)} fields, {outside} of them without a pixel in the image',
              f"{'class':16s} fields  pixels  {parts}"]
     for crop,name in enumerate(t.classes, 1):
-        lines.append(_class_line(name, list(pixels[g.crop==crop]), part))
+        of_crop = list(pixels[g.crop==crop])
+        lines.append(_class_line(name, of_crop, part))
     return lines+_not_fields(getattr(t, 'counts', {}))
 
 _why = dict(without_crop='parcels without a crop: they are kept to be predicted',
             left_out='parcels of crops that are left out',
             too_small='patches of the raster with fewer pixels than min_pixels')
 
+# %% ../nbs/sources/04_cli.ipynb #a45780e6
 def _not_fields(counts):
     "Parcels that are no fields, and why"
     return [f'{n} {_why.get(why, why)}' for why,n in counts.items()]
@@ -225,6 +253,27 @@ def _days(text):
     raise argparse.ArgumentTypeError(f'{days} is below 0')
 
 # %% ../nbs/sources/04_cli.ipynb #a275ec74
+def _add_command(commands, name, help, **folder):
+    "A command that is given a folder; returns what adds its options"
+    command = commands.add_parser(name, help=help)
+    command.add_argument('folder', **folder)
+    return command.add_argument
+
+# %% ../nbs/sources/04_cli.ipynb #417fc8fa
+def _add_twin(commands):
+    about = "simulate pairs and series of any size in the authors' published layout"
+    add = _add_command(commands, 'twin', about)
+    add('--pairs', type=int, default=14_400_000)
+    add('--train', type=int, default=5000, help='series a class; a fifth as many for validation')
+    add('--parcels', type=int, default=10_500, help='of Brittany, a class')
+    add('--seed', type=int, default=0)
+
+def _add_breizhcrops(commands):
+    add = _add_command(commands, 'breizhcrops', 'download BreizhCrops for task 3')
+    add('--year', type=int, default=2018, choices=(2017, 2018))
+    add('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
+
+# %% ../nbs/sources/04_cli.ipynb #bce1de5e
 def _parser()->argparse.ArgumentParser: # Of the command line
     "The commands and their options"
     parser = argparse.ArgumentParser(
@@ -232,36 +281,20 @@ def _parser()->argparse.ArgumentParser: # Of the command line
     parser.add_argument('--version', action='version', version=f'cropnb {cropnb.__version__}')
     commands = parser.add_subparsers(dest='cmd', required=True)
 
-    def command(name, help, **folder):
-        sub = commands.add_parser(name, help=help)
-        sub.add_argument('folder', **folder)
-        return sub.add_argument
-
-    add = command('check', 'say what is understood of a data folder')
+    add = _add_command(commands, 'check', 'say what is understood of a data folder')
     add('--part', default='train', choices=list(fractions))
     add('--max-days', type=_days, default=0)
-
-    add = command('twin', "simulate pairs and series of any size in the authors' published layout")
-    add('--pairs', type=int, default=14_400_000)
-    add('--train', type=int, default=5000, help='series a class; a fifth as many for validation')
-    add('--parcels', type=int, default=10_500, help='of Brittany, a class')
-    add('--seed', type=int, default=0)
-
-    add = command('template', 'write a commented scene.toml')
+    _add_twin(commands)
+    add = _add_command(commands, 'template', 'write a commented scene.toml')
     add('--sentinel2-only', action='store_true', help='without a second sensor')
-    command('verify', 'find damaged records in a folder of runs', nargs='?')
-
+    _add_command(commands, 'verify', 'find damaged records in a folder of runs', nargs='?')
     add_map_commands(commands)
-
-    add = command('breizhcrops', 'download BreizhCrops for task 3')
-    add('--year', type=int, default=2018, choices=(2017, 2018))
-    add('--regions', nargs='+', default=list(breizhcrops.h5_sizes)[:4])
-    _long_runs(commands)
+    _add_breizhcrops(commands)
+    _add_long_runs(commands)
     return parser
 
 # %% ../nbs/sources/04_cli.ipynb #471fd29e
-def _long_runs(commands):
-    "Before a long run and during it, from `cropnb.cluster`"
+def _add_plan(commands):
     add = commands.add_parser('plan', help='what a run would cost; starts nothing').add_argument
     add('--profile', default='demo', choices=list(profiles))
     add('--protocol', default='corrected', choices=list(protocols))
@@ -272,6 +305,11 @@ def _long_runs(commands):
     add('--families', nargs='+', default=list(every), choices=every)
     add('--n-jobs', type=int, default=2, help='notebooks at a time')
     add('--seed', type=int, default=0)
+
+# %% ../nbs/sources/04_cli.ipynb #31dce4ab
+def _add_long_runs(commands):
+    "Before a long run and during it, from `cropnb.cluster`"
+    _add_plan(commands)
     add = commands.add_parser('status', help='how far 06_paper is').add_argument
     add('name', nargs='?', default='', help='a set, such as twin-demo; the last one if none')
     commands.add_parser('differences', help='where this differs from the paper')
@@ -315,7 +353,7 @@ def _do(
     t = open_tile(Path(a.folder), a.part)
     return check_images(t, a.max_days)+check_values(t)+check_fields(t, a.part)
 
-# %% ../nbs/sources/04_cli.ipynb #c09d5b6b
+# %% ../nbs/sources/04_cli.ipynb #f6776f72
 _expected = (ValueError, OSError, tarfile.TarError, zipfile.BadZipFile, http.client.HTTPException)
 
 def main(

@@ -13,7 +13,10 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-import h5py, numpy as np, pandas as pd, torch
+import h5py
+import numpy as np
+import pandas as pd
+import torch
 from .base_models import families
 from .data import data_name, megabytes, resolve
 from .downstream import EndToEnd, SeasonStep, build
@@ -59,23 +62,6 @@ def _noise_pairs(path, n):
             h[name] = dice.integers(1, 5000, shape, dtype='uint16')
     add_moments(path, 'noise')
 
-def time_pretraining(
-    r:dict, # A recipe
-    device:str, # cpu | cuda
-    most:float=1.5, # As `step_seconds`
-)->dict: # Mode -> seconds a step
-    "Twenty steps of the recipe's method and batch in each mode"
-    torch.set_num_threads(r['threads'])
-    batch, found = r['pretrain_batch'], {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/'pairs.h5'
-        _noise_pairs(path, batch)
-        p = Pairs(path, device)
-        for mode in ('unimodal', 'bimodal'):
-            found[mode] = step_seconds(_pretraining_step(p, r, mode, device), device, most=most)
-    return found
-
-# %% ../nbs/09_cluster.ipynb #f2d0bef4
 def _pretraining_step(p, r, mode, device):
     "A step that always takes the same rows"
     views = modes[mode](.2)
@@ -85,6 +71,24 @@ def _pretraining_step(p, r, mode, device):
     step = Step(m, views, opt, p, r['pretrain_batch'], r['precision'])
     rows = torch.arange(r['pretrain_batch'], device=device)
     return lambda: step(rows)
+
+# %% ../nbs/09_cluster.ipynb #a168bcf4
+def time_pretraining(
+    r:dict, # A recipe
+    device:str, # cpu | cuda
+    most:float=1.5, # As `step_seconds`
+)->dict: # Mode -> seconds a step
+    "Twenty steps of the recipe's method and batch in each mode"
+    torch.set_num_threads(r['threads'])
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/'pairs.h5'
+        _noise_pairs(path, r['pretrain_batch'])
+        p = Pairs(path, device)
+        for mode in ('unimodal', 'bimodal'):
+            step = _pretraining_step(p, r, mode, device)
+            found[mode] = step_seconds(step, device, most=most)
+    return found
 
 # %% ../nbs/09_cluster.ipynb #a1aa93a3
 _classes = 9
@@ -135,9 +139,10 @@ def time_family(
     def net(hyper):
         how = dict(family=family, hyper=hyper, seed=0, frozen=True)
         return build(how, r['dim'], _classes, None)
-    frozen = [time_season(net(h), r['batch'], dates, r['dim'], device, most) for h in hypers]
+    batch, dim = r['batch'], r['dim']
+    frozen = [time_season(net(h), batch, dates, dim, device, most) for h in hypers]
     both = EndToEnd(ResMLP(len(s2_bands)), net(hypers[0]))
-    along = time_season(both, r['batch'], dates, len(s2_bands), device, most)
+    along = time_season(both, batch, dates, len(s2_bands), device, most)
     return frozen, max(0, along-frozen[0])
 
 # %% ../nbs/09_cluster.ipynb #80e710c9
@@ -147,13 +152,22 @@ def _steps(
     r:dict, # A recipe
 )->int: # That it takes
     if run.stage=='pretrain':
-        per_epoch = r['pairs_per_date']*data.dates//r['pretrain_batch']
-        return per_epoch*run.recipe.get('epochs', 0)
+        pairs = r['pairs_per_date']*data.dates
+        return pairs//r['pretrain_batch']*run.recipe.get('epochs', 0)
     task3 = run.recipe['task']==3
     samples = 6*r['train_per_class3'] if task3 else 9*r['train_per_class']
     return -(-samples//r['batch'])*run.recipe['epochs']
 
 # %% ../nbs/09_cluster.ipynb #b02695ba
+def _past():
+    "What runs took here, by stage"
+    return {s: records(s) for s in ('scene', 'pairs', 'series', 'pretrain', 'downstream')}
+
+def _as_text(hyper):
+    "A hyper-parameter set as a key"
+    return json.dumps(hyper, sort_keys=True)
+
+# %% ../nbs/09_cluster.ipynb #8f1b7cb6
 class Prices:
     "Seconds of each run, measured once for each kind"
     def __init__(self,
@@ -162,8 +176,9 @@ class Prices:
         device:str, # cpu | cuda
         most:float=1.5, # Seconds for each measurement
     ):
-        self.data,self.r,self.device,self.most = data,r,device,most
-        self.past = {s: records(s) for s in ('scene', 'pairs', 'series', 'pretrain', 'downstream')}
+        self.data, self.r = data, r
+        self.device, self.most = device, most
+        self.past = _past()
         self.kept, self.pretraining = {}, None
 
     def measure(self, runs):
@@ -173,19 +188,19 @@ class Prices:
             self.pretraining = time_pretraining(self.r, self.device, self.most)
         for family in families:
             asked = [run.recipe['hyper'] for run in todo if run.recipe.get('family')==family]
-            hypers = list({json.dumps(h, sort_keys=True): h for h in asked}.values())
+            hypers = {_as_text(hyper): hyper for hyper in asked}
             if hypers: self._family(family, hypers)
 
     def _family(self, family, hypers):
         how = self.r, self.data.dates, self.device, self.most
-        frozen, along = time_family(family, hypers, *how)
-        for hyper,a_step in zip(hypers, frozen):
-            self.kept[family, json.dumps(hyper, sort_keys=True)] = a_step
+        frozen, along = time_family(family, list(hypers.values()), *how)
+        for text,a_step in zip(hypers, frozen): self.kept[family, text] = a_step
         self.kept[family] = along
 
     def _known(self, run):
         "Did like runs take their time here?"
-        return any(kind_of(p['recipe'])==kind_of(run.recipe) for p in self.past.get(run.stage, []))
+        past = self.past.get(run.stage, [])
+        return any(kind_of(p['recipe'])==kind_of(run.recipe) for p in past)
 
     def of(self, run)->tuple: # Seconds; where they come from: here | measured | guess
         if self._known(run): return seconds(run, self.r['profile'], self.past), 'here'
@@ -193,13 +208,19 @@ class Prices:
         if run.stage=='pretrain' and self.pretraining and 'mode' in recipe:
             each = self.pretraining.get(recipe['mode'], max(self.pretraining.values()))
             return each*_steps(run, self.data, self.r), 'measured'
-        key = recipe.get('family'), json.dumps(recipe.get('hyper'), sort_keys=True)
+        key = recipe.get('family'), _as_text(recipe.get('hyper'))
         if key in self.kept:
-            each = self.kept[key]+(0 if recipe['frozen'] else self.kept[key[0]])
+            along = 0 if recipe['frozen'] else self.kept[key[0]]
+            each = self.kept[key]+along
             return each*_steps(run, self.data, self.r), 'measured'
         return seconds(run, self.r['profile'], {}), 'guess'
 
 # %% ../nbs/09_cluster.ipynb #7e87ffcc
+def _resolved(a):
+    "The data and the recipe that parameters name"
+    data = resolve(a['data'], a['profile'], a['seed'])
+    return data, recipe(a['profile'], a['protocol'])
+
 def _stages(a, data, r, device):
     "The plan that parameters ask for"
     where = a['data'] if data.runs else str(data.path)
@@ -210,9 +231,9 @@ def _stages(a, data, r, device):
 def _memory(r, data, device):
     "GB: what this process took for its steps, the pairs, and the largest features"
     pairs = r['pairs_per_date']*data.dates*2*(len(s2_bands)+9*len(ps_bands))
-    samples = max(9*(r['train_per_class']+r['val_per_class']),
-                  6*(r['train_per_class3']+r['val_per_class3']))
-    features = 2*samples*data.dates*r['dim']
+    nine = 9*(r['train_per_class']+r['val_per_class'])
+    six = 6*(r['train_per_class3']+r['val_per_class3'])
+    features = 2*max(nine, six)*data.dates*r['dim']
     if device=='cuda': own = torch.cuda.max_memory_allocated()
     else: own = _resident()
     return (own+max(pairs, features))/1e9
@@ -228,46 +249,49 @@ def _resident():
 # %% ../nbs/09_cluster.ipynb #30136e3a
 _from = dict(measured='twenty steps on this device', here='like runs here', guess='a guess')
 
+def _to_do(jobs): return [run for job in jobs for run in job.todo]
+
 def _stage_row(jobs, prices, n_jobs):
     "One line of the plan"
-    todo = [run for job in jobs for run in job.todo]
-    priced = [prices.of(run) for run in todo]
+    priced = [prices.of(run) for run in _to_do(jobs)]
     sources = dict.fromkeys(_from[source] for _,source in priced)
     waiting = [job for job in jobs if job.todo]
     work = sum(s for s,_ in priced)+7*len(waiting)       # a notebook takes 7 s to start
     return {
         'stage': jobs[0].notebook,
         'notebooks': len(waiting),
-        'runs': len(todo),
+        'runs': len(priced),
         'hours': work/3600/n_jobs,
         'known from': ', '.join(sources) or 'all of it is done'}
 
-# %% ../nbs/09_cluster.ipynb #f66113ea
+# %% ../nbs/09_cluster.ipynb #81af37a5
 def price(
     a:dict, # profile, data, protocol, seed, device, tasks, families, n_jobs
     most:float=1.5, # Seconds for each measurement
 )->tuple: # Table of stages; dict of data, device, hours, memory (GB), disk (MB), free (MB)
     "What a run of 06_paper would do, without doing any of it"
     device = pick_device(a['device'])
-    data = resolve(a['data'], a['profile'], a['seed'])
-    r = recipe(a['profile'], a['protocol'])
+    data, r = _resolved(a)
     stages = _stages(a, data, r, device)
     prices = Prices(data, r, device, most)
-    prices.measure([run for jobs in stages for job in jobs for run in job.todo])
+    prices.measure([run for jobs in stages for run in _to_do(jobs)])
     table = pd.DataFrame([_stage_row(jobs, prices, a['n_jobs']) for jobs in stages])
     about = dict(
-        data=data_name(data), device=device, hours=table.hours.sum(),
+        data=data_name(data),
+        device=device,
+        hours=table.hours.sum(),
         memory=_memory(r, data, device),
         disk=megabytes(data, r, a['tasks']),
         free=_free(runs_dir()))
     return table, about
 
+# %% ../nbs/09_cluster.ipynb #d2f30e2d
 def _free(folder):
     "MB on the disk that will hold a folder"
     while not folder.exists(): folder = folder.parent
     return shutil.disk_usage(folder).free/1e6
 
-# %% ../nbs/09_cluster.ipynb #c5c8d44b
+# %% ../nbs/09_cluster.ipynb #ad450dc6
 def plan_text(
     a:dict, # As `price`
     table:pd.DataFrame, # From `price`
@@ -277,7 +301,9 @@ def plan_text(
     hours = [f'{h:.2f}' if h<10 else f'{h:,.0f}' for h in table.hours]
     shown = table.assign(hours=hours)
     where = f"{about['data']}, profile {a['profile']}, {about['device']}"
-    short = '' if about['disk']<about['free'] else '   <- not enough'
+    disk, free = about['disk']/1e3, about['free']/1e3
+    short = '' if disk<free else '   <- not enough'
+    figures = figures_dir('', a['data'], a['profile'], a['protocol'], a['seed'])
     lines = [
         f"{where}, {a['n_jobs']} notebooks at a time; nothing was started",
         '',
@@ -285,8 +311,8 @@ def plan_text(
         '',
         f"in all about {about['hours']:,.1f} hours",
         f"memory: about {about['memory']:.1f} GB a notebook",
-        f"disk: {about['disk']/1e3:,.1f} GB of {about['free']/1e3:,.0f} GB that are free{short}",
-        f"figures: {figures_dir('', a['data'], a['profile'], a['protocol'], a['seed'])}"]
+        f'disk: {disk:,.1f} GB of {free:,.0f} GB that are free{short}',
+        f'figures: {figures}']
     if about['hours']>1: lines.append('06_paper stops above an hour: add -p confirm False')
     return lines
 
@@ -307,7 +333,7 @@ def _reason(log):
     said = [line for line in lines if line not in ('', failed_mark)]
     return said[-1] if said else ''
 
-# %% ../nbs/09_cluster.ipynb #36c7dd27
+# %% ../nbs/09_cluster.ipynb #2011f24e
 def status(
     name:str='', # A set, such as twin-demo; '': that which was asked for last
 )->list: # Lines
@@ -318,33 +344,37 @@ def status(
     name = name or names[-1]
     if name not in names: raise FileNotFoundError(f"{name} is not one of {', '.join(names)}")
     a = json.loads((runs_dir()/'plans'/f'{name}.json').read_text())
-    data = resolve(a['data'], a['profile'], a['seed'])
-    r = recipe(a['profile'], a['protocol'])
-    stages = _stages(a, data, r, a['device'])
+    stages = _stages(a, *_resolved(a), a['device'])
     return _status_lines(name, a, stages, logs_dir(name))
 
-# %% ../nbs/09_cluster.ipynb #f447d532
+# %% ../nbs/09_cluster.ipynb #c5bbb37b
+def _stage_line(jobs, states, hours):
+    counts = pd.Series(states).value_counts()
+    text = ', '.join(f'{n} {state}' for state,n in counts.items())
+    n, name = len(_to_do(jobs)), jobs[0].notebook
+    return f'{name:14s} {text}; {n} runs to do, {hours:.2f} h'
+
+def _job_line(job, state, logs):
+    "A notebook that runs or failed, and the last that its log says"
+    log = logs/f'{file_name(job)}.log'
+    says = _reason(log) if log.exists() else 'not a notebook of 06_paper'
+    return f'  {state}: {job.name}: {says[:200]} ({log.name})'
+
+# %% ../nbs/09_cluster.ipynb #33d87717
 def _status_lines(name, a, stages, logs):
     "A line a stage; a line for each notebook that runs or failed"
-    lines, left = [f'{name}: logs in {logs}'], 0
-    past = {s: records(s) for s in ('scene', 'pairs', 'series', 'pretrain', 'downstream')}
-    told = []
+    past, left = _past(), 0
+    lines, told = [f'{name}: logs in {logs}'], []
     for jobs in stages:
-        states = {job: _state(job, logs) for job in jobs}
-        counts = pd.Series(states.values()).value_counts()
-        todo = [run for job in jobs for run in job.todo]
-        hours = sum(seconds(run, a['profile'], past) for run in todo)/3600/a['n_jobs']
+        states = [_state(job, logs) for job in jobs]
+        took = sum(seconds(run, a['profile'], past) for run in _to_do(jobs))
+        hours = took/3600/a['n_jobs']
         left += hours
-        text = ', '.join(f'{n} {state}' for state,n in counts.items())
-        stage = jobs[0].notebook
-        lines.append(f'{stage:14s} {text}; {len(todo)} runs to do, {hours:.2f} h')
-        told += [(job, s) for job,s in states.items() if s in ('running', 'failed')]
-    for job,state in told:
-        log = logs/f'{file_name(job)}.log'
-        says = _reason(log) if log.exists() else 'not a notebook of 06_paper'
-        lines.append(f'  {state}: {job.name}: {says[:200]} ({log.name})')
-    if not left: return [*lines, 'nothing is left to do']
-    return [*lines, f'about {left:.2f} hours left, by what like runs took here or a guess']
+        lines.append(_stage_line(jobs, states, hours))
+        for job,state in zip(jobs, states):
+            if state in ('running', 'failed'): told.append(_job_line(job, state, logs))
+    end = f'about {left:.2f} hours left, by what like runs took here or a guess'
+    return [*lines, *told, end if left else 'nothing is left to do']
 
 # %% ../nbs/09_cluster.ipynb #f16cfe61
 paper_differences = pd.DataFrame([

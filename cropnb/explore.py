@@ -6,11 +6,12 @@
 __all__ = ['greenness', 'true_colour', 'field_means', 'seen_clearly', 'neighbours', 'Explorer', 'controls_of']
 
 # %% ../nbs/08_explore.ipynb #ec1590ae
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from .engine.bands import Sensor
 from .sources.spectra import band_colours, sensor_title
 
-# %% ../nbs/08_explore.ipynb #125a0b5f
+# %% ../nbs/08_explore.ipynb #f88d5ef6
 def greenness(
     x:np.ndarray, # (..., band) stored values
     sensor:Sensor, # Whose bands they are
@@ -20,8 +21,8 @@ def greenness(
     if not {'red', 'nir'}<=bands.keys(): raise ValueError(
         f"{sensor_title(sensor)} as it is here has no red and near infrared, but "
         f"{' '.join(sensor.bands)}: NDVI needs both")
-    both = sensor.index([bands['red'], bands['nir']])
-    red, nir = (x[...,i].astype('float32') for i in both)
+    at = sensor.index([bands['red'], bands['nir']])
+    red, nir = (x[...,i].astype('float32') for i in at)
     return (nir-red)/np.maximum(nir+red, 1)
 
 # %% ../nbs/08_explore.ipynb #6fd35bbb
@@ -46,8 +47,8 @@ def field_means(
     ids:np.ndarray, # (row, column) field ids on its grid, -1 where there is none
 )->tuple: # field ids (F,), values (F,T,B) int16, mask (F,T): was any pixel seen
     "One pass over the dates"
-    fields, inverse = np.unique(ids[ids>=0], return_inverse=True)
     inside = ids>=0
+    fields, inverse = np.unique(ids[inside], return_inverse=True)
     means, seen = [], []
     for i in range(len(images.dates)):
         pixels = images[i][inside].astype('float64')
@@ -56,7 +57,8 @@ def field_means(
         sums = [np.bincount(inverse[valid], band[valid], len(fields)) for band in pixels.T]
         means.append(np.stack(sums, 1)/n.clip(1)[:,None])
         seen.append(n>0)
-    return fields, np.stack(means, 1).round().astype('int16'), np.stack(seen, 1)
+    values = np.stack(means, 1).round().astype('int16')
+    return fields, values, np.stack(seen, 1)
 
 # %% ../nbs/08_explore.ipynb #41bf818e
 def seen_clearly(
@@ -65,12 +67,13 @@ def seen_clearly(
     most:float=.4, # Cloud probability, mean over the field
 )->np.ndarray: # (F,T) was the field clear; `True` where clouds are not known
     "What is worth a point of a curve"
-    fields, inverse = np.unique(ids[ids>=0], return_inverse=True)
+    inside = ids>=0
+    fields, inverse = np.unique(ids[inside], return_inverse=True)
     n, clear = np.bincount(inverse), []
     for i in range(len(images.dates)):
         cloud = images.clouds(i)
-        if cloud is None: clear.append(np.ones(len(fields), bool))
-        else: clear.append(np.bincount(inverse, cloud[ids>=0])/n<=255*most)
+        mean = 0*n if cloud is None else np.bincount(inverse, cloud[inside])/n
+        clear.append(mean<=255*most)
     return np.stack(clear, 1)
 
 # %% ../nbs/08_explore.ipynb #a0930085
@@ -84,7 +87,34 @@ def neighbours(
     order = np.argsort(-(unit@unit[i]), kind='stable')
     return order[order!=i][:n]
 
-# %% ../nbs/08_explore.ipynb #c45ae07a
+# %% ../nbs/08_explore.ipynb #e1f2a448
+def _draw_image(ax, images, i, geometry):
+    "A date of a sensor in the coordinates of the map, and the outlines of the fields"
+    rows, columns = images.shape
+    left, top = images.transform*(0, 0)
+    right, bottom = images.transform*(columns, rows)
+    picture = true_colour(images[i], images.sensor)
+    ax.clear()
+    ax.imshow(picture, extent=(left, right, bottom, top))
+    geometry.boundary.plot(ax=ax, lw=.4, color='w')
+    ax.set(xticks=[], yticks=[], xlabel='', ylabel='')
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.set_title(f'{images.sensor.name}, {images.dates[i]}', fontsize=9)
+
+# %% ../nbs/08_explore.ipynb #177451d9
+def _draw_plane(ax, flat, labels):
+    "A point a field, by crop; hollow where the prediction is wrong"
+    right = (labels.truth==labels.predicted).to_numpy()
+    for k,crop in enumerate(sorted(labels.truth.unique())):
+        of = (labels.truth==crop).to_numpy()
+        colour = f'C{k%10}'
+        ax.scatter(*flat[of].T, s=16, facecolors='none', edgecolors=colour)
+        ax.scatter(*flat[of & right].T, s=16, color=colour, label=crop)
+    ax.set(xticks=[], yticks=[])
+    ax.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    ax.set_title('embeddings of the fields (t-SNE); filled: predicted rightly', fontsize=8)
+
+# %% ../nbs/08_explore.ipynb #8b8a6a08
 class Explorer:
     "A map, a field's season, and the fields in the plane of their embeddings"
     def __init__(self,
@@ -102,11 +132,13 @@ class Explorer:
         self.fields, x, self.mask = seasons
         self.green = greenness(x, self.first.sensor)
         self.z, self.flat, self.labels = embeddings, flat, labels
+        self.chosen, self.like = None, ()
         self.fig = plt.figure(figsize=(9.8, 5.4), layout='constrained')
         grid = self.fig.add_gridspec(2, 2, width_ratios=(1.25, 1))
         self.map = self.fig.add_subplot(grid[:,0])
-        self.season, self.plane = (self.fig.add_subplot(grid[i,1]) for i in (0, 1))
-        self._draw_plane()
+        self.season = self.fig.add_subplot(grid[0,1])
+        self.plane = self.fig.add_subplot(grid[1,1])
+        _draw_plane(self.plane, flat, labels)
         self.show(self.first.sensor.name, start)
         self.select(0)
         self.fig.canvas.mpl_connect('button_press_event', self._clicked)
@@ -120,16 +152,7 @@ class Explorer:
         self.at, images = i, self.sensors[sensor]
         date = self.first.dates[i]
         at = int(abs(images.dates-date).argmin())
-        rows, columns = images.shape
-        left, top = images.transform*(0, 0)
-        right, bottom = images.transform*(columns, rows)
-        self.map.clear()
-        picture = true_colour(images[at], images.sensor)
-        self.map.imshow(picture, extent=(left, right, bottom, top))
-        self.geometry.boundary.plot(ax=self.map, lw=.4, color='w')
-        self.map.set(xticks=[], yticks=[], xlabel='', ylabel='')
-        self.map.set(xlim=(left, right), ylim=(bottom, top))
-        self.map.set_title(f'{sensor}, {images.dates[at]}', fontsize=9)
+        _draw_image(self.map, images, at, self.geometry)
         self._outline()
 
     def select(self,
@@ -139,46 +162,35 @@ class Explorer:
         self.chosen, self.like = i, neighbours(self.z, i)
         ax, row = self.season, self.labels.iloc[i]
         ax.clear()
-        for j in self.like: self._line(ax, j, lw=.8, alpha=.5)
-        self._line(ax, i, lw=2.2, marker='o', ms=3, c='k')
+        for j in self.like: self._line(j, lw=.8, alpha=.5)
+        self._line(i, lw=2.2, marker='o', ms=3, c='k')
         ax.set(ylabel='NDVI', ylim=(-.1, 1))
         ax.tick_params(axis='x', labelsize=7, rotation=30)
-        seen = ', learned from' if row.learned else ''
-        said = f'field {self.fields[i]}: {row.truth}{seen}'
-        guess = f'predicted {row.predicted} ({row.probability:.0%})'
-        ax.set_title(f'{said}; {guess}\nthin: the five that are most alike', fontsize=8)
+        truth = f'{row.truth}, learned from' if row.learned else row.truth
+        predicted = f'{row.predicted} ({row.probability:.0%})'
+        ax.set_title(f'field {self.fields[i]}: {truth}; predicted {predicted}\n'
+                     'thin: the five that are most alike', fontsize=8)
         ax.legend(fontsize=6, frameon=False, loc='upper left')
         self._outline()
 
-    def _line(self, ax, i, **how):
+    def _line(self, i, **how):
         there = self.mask[i]
-        dates = self.first.dates[there]
-        ax.plot(dates, self.green[i][there], label=self.labels.truth.iloc[i], **how)
+        dates, green = self.first.dates[there], self.green[i][there]
+        self.season.plot(dates, green, label=self.labels.truth.iloc[i], **how)
 
     def _outline(self):
         "The chosen field and those like it, on the map and in the plane"
-        if not hasattr(self, 'chosen'): return
+        if self.chosen is None: return
         for old in self.map.lines+self.plane.lines: old.remove()
-        for i,colour in [*((j, 'gold') for j in self.like), (self.chosen, 'r')]:
-            shape = self.geometry.geometry.loc[self.fields[i]]
-            for ring in getattr(shape, 'geoms', [shape]):
-                self.map.plot(*ring.exterior.xy, c=colour, lw=1.6)
-            self.plane.plot(*self.flat[i], 'o', mfc='none', mec=colour, ms=9)
+        for i in self.like: self._mark(i, 'gold')
+        self._mark(self.chosen, 'r')
         self.fig.canvas.draw_idle()
 
-    def _draw_plane(self):
-        "A point a field, by crop; hollow where the prediction is wrong"
-        for k,crop in enumerate(sorted(self.labels.truth.unique())):
-            of = (self.labels.truth==crop).to_numpy()
-            right = of & (self.labels.truth==self.labels.predicted).to_numpy()
-            colour = f'C{k%10}'
-            self.plane.scatter(*self.flat[of].T, s=16, facecolors='none', edgecolors=colour)
-            self.plane.scatter(*self.flat[right].T, s=16, color=colour, label=crop)
-        self.plane.set(xticks=[], yticks=[])
-        self.plane.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
-        self._name_plane('embeddings of the fields (t-SNE); filled: predicted rightly')
-
-    def _name_plane(self, text): self.plane.set_title(text, fontsize=8)
+    def _mark(self, i, colour):
+        shape = self.geometry.geometry.loc[self.fields[i]]
+        for ring in getattr(shape, 'geoms', [shape]):
+            self.map.plot(*ring.exterior.xy, c=colour, lw=1.6)
+        self.plane.plot(*self.flat[i], 'o', mfc='none', mec=colour, ms=9)
 
     def field_at(self,
         x:float, # Easting
@@ -195,22 +207,23 @@ class Explorer:
         y:float, # In the plane
     )->int: # Index of the field
         "Which point is meant"
-        return int(((self.flat-[x, y])**2).sum(1).argmin())
+        away = ((self.flat-[x, y])**2).sum(1)
+        return int(away.argmin())
 
     def _clicked(self, event):
-        if event.inaxes is self.map: i = self.field_at(event.xdata, event.ydata)
-        elif event.inaxes is self.plane: i = self.nearest_point(event.xdata, event.ydata)
-        else: return
+        find = {self.map: self.field_at, self.plane: self.nearest_point}.get(event.inaxes)
+        i = find(event.xdata, event.ydata) if find else None
         if i is not None: self.select(i)
 
     def _moved(self, event):
         "Hovering names the point"
         if event.inaxes is not self.plane: return
         i = self.nearest_point(event.xdata, event.ydata)
-        row, month = self.labels.iloc[i], self.first.dates[self.green[i].argmax()]
-        greenest = month.astype('datetime64[M]')
-        self._name_plane(f'field {self.fields[i]}: {row.truth}, greenest in {greenest}; '
-                         f'predicted {row.predicted}')
+        row = self.labels.iloc[i]
+        date = self.first.dates[self.green[i].argmax()]
+        month = date.astype('datetime64[M]')
+        self.plane.set_title(f'field {self.fields[i]}: {row.truth}, greenest in {month}; '
+                             f'predicted {row.predicted}', fontsize=8)
         self.fig.canvas.draw_idle()
 
 # %% ../nbs/08_explore.ipynb #bcdcb5e5
@@ -221,9 +234,10 @@ def controls_of(
     import ipywidgets as w
     dates = [str(date) for date in explorer.first.dates]
     wide = w.Layout(width='560px')
-    date = w.SelectionSlider(
-        options=dates, value=dates[explorer.at], description='date', layout=wide)
-    sensor = w.ToggleButtons(options=list(explorer.sensors), style=dict(button_width='110px'))
+    shown = dates[explorer.at]
+    date = w.SelectionSlider(options=dates, value=shown, description='date', layout=wide)
+    narrow = dict(button_width='110px')
+    sensor = w.ToggleButtons(options=list(explorer.sensors), style=narrow)
     def show(change): explorer.show(sensor.value, dates.index(date.value))
     for one in (date, sensor): one.observe(show, 'value')
     return w.VBox([w.HBox([date, sensor]), explorer.fig.canvas])

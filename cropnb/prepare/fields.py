@@ -47,13 +47,15 @@ def open_scene(
     "Images and parcels in one; raises `ValueError` naming what does not fit"
     path = Path(source) if isinstance(source, (str, Path)) else None
     is_folder = path is not None and path.is_dir() and not _is_zarr(path)
-    if is_folder and parcels is None: return open_tile(path, part)
-    if parcels is None: raise ValueError(
-        'A cube needs parcels: name their file, or give a GeoDataFrame')
+    if parcels is None:
+        if is_folder: return open_tile(path, part)
+        raise ValueError('A cube needs parcels: name their file, or give a GeoDataFrame')
     from cropnb.sources.cube import open_cube # here, since xarray takes a while to import
     return open_cube(source, parcels, second, **keys)
 
-def _is_zarr(path): return any((path/name).exists() for name in ('.zgroup', 'zarr.json'))
+# %% ../../nbs/prepare/00_fields.ipynb #e17c1d3d
+def _is_zarr(path):
+    return any((path/name).exists() for name in ('.zgroup', 'zarr.json'))
 
 # %% ../../nbs/prepare/00_fields.ipynb #pf000021
 fractions = dict(train=dict(pretrain=.70, train=.21, val=.09),
@@ -148,6 +150,7 @@ def _count(crop): # (n,) class of each field -> class: fields
     crops, n = np.unique(crop, return_counts=True)
     return dict(zip(crops.tolist(), n.tolist()))
 
+# %% ../../nbs/prepare/00_fields.ipynb #7f6dda64
 def make_split(
     folder:Path, # Where `split.json` goes
     recipe:dict, # part, stratify, block, seed
@@ -158,12 +161,9 @@ def make_split(
     fields = tile.fields()
     parts = _parts(fields, recipe)
     _check_parts(parts, len(fields), tile.labels)
-    counts = {}
-    for part, ids in parts.items():
-        here = fields.field_id.isin(ids)
-        counts[part] = _count(fields.crop[here])
+    crop = fields.set_index('field_id').crop
     about = dict(
-        counts=counts,
+        counts={part: _count(crop.loc[ids]) for part,ids in parts.items()},
         hash=digest(parts),
         classes=list(tile.classes))
     manifest = dict(parts=parts, **about, **recipe)
@@ -250,9 +250,11 @@ def pixel_counts(
     total = {}
     for rows in strips(ids.shape, 4):
         here = ids[rows]
-        for i,n in zip(*np.unique(here[here>=0], return_counts=True)): total[i] = total.get(i, 0)+n
-    found = sorted(total)
-    return np.array(found, 'int64'), np.array([total[i] for i in found], 'int64')
+        found, counts = np.unique(here[here>=0], return_counts=True)
+        for i,n in zip(found, counts): total[i] = total.get(i, 0)+n
+    fields = sorted(total)
+    pixels = [total[i] for i in fields]
+    return np.array(fields, 'int64'), np.array(pixels, 'int64')
 
 # %% ../../nbs/prepare/00_fields.ipynb #1e0fc0c2
 def pixels_in(
@@ -264,7 +266,8 @@ def pixels_in(
     for rows in strips(ids.shape, 4):
         row, col = np.nonzero(np.isin(ids[rows], fields))
         found.append(np.stack([row+rows.start, col]).astype('int32'))
-    return tuple(np.concatenate([part[k] for part in found]) for k in (0, 1))
+    row, col = np.concatenate(found, 1)
+    return row, col
 
 # %% ../../nbs/prepare/00_fields.ipynb #33a5bc81
 def prevalence(
@@ -295,11 +298,12 @@ def cloud_of(
     "Raises `ValueError` where only clear pixels are wanted and no cloud file says which they are"
     cloud = images.clouds(i, rows)
     if cloud is not None: return cloud
+    height, width = images.shape
     if clouds=='clear': raise ValueError(
         "clouds='clear' needs cloud probabilities "
         '(clp.npy, or `clouds` in scene.toml), and there are none: '
         "add them, or take clouds='all'")
-    return np.zeros((len(range(images.shape[0])[rows]), images.shape[1]), 'uint8')
+    return np.zeros((len(range(height)[rows]), width), 'uint8')
 
 # %% ../../nbs/prepare/00_fields.ipynb #64e36540
 def _from_strips(
@@ -324,9 +328,13 @@ def values_at(
 )->np.ndarray: # (n, band) stored values
     "One date at these pixels"
     bands = len(images.sensor.bands)
-    def look(rows, here): return images.read(i, rows)[row[here]-rows.start, col[here]]
-    return _from_strips(np.empty((len(row), bands), 'uint16'), row, images.shape, bands, look)
+    out = np.empty((len(row), bands), 'uint16')
+    def look(rows, here):
+        image = images.read(i, rows)
+        return image[row[here]-rows.start, col[here]]
+    return _from_strips(out, row, images.shape, bands, look)
 
+# %% ../../nbs/prepare/00_fields.ipynb #42e14a8c
 def cloud_at(
     images, # Of a tile
     i:int, # Which date
@@ -335,9 +343,11 @@ def cloud_at(
     clouds:str, # all | clear
 )->np.ndarray: # (n,) probability 0..255; 0 where it is not known
     "Cloud of one date at these pixels; raises `ValueError` as `cloud_of`"
+    out = np.empty(len(row), 'uint8')
     def look(rows, here):
-        return cloud_of(images, i, clouds, rows)[row[here]-rows.start, col[here]]
-    return _from_strips(np.empty(len(row), 'uint8'), row, images.shape, 8, look)
+        cloud = cloud_of(images, i, clouds, rows)
+        return cloud[row[here]-rows.start, col[here]]
+    return _from_strips(out, row, images.shape, 8, look)
 
 # %% ../../nbs/prepare/00_fields.ipynb #46fae270
 def provenance(
@@ -347,10 +357,10 @@ def provenance(
     "What a card says of the tile"
     first = tile.first
     counts = getattr(tile, 'counts', {})
-    return dict(
+    said = dict(
         level=tile.level,
         licence=tile.licence,
         split=read_split(split)['hash'],
         days=[str(day) for day in first.dates],
-        clouds_known=first.clouds(0, slice(0, 1)) is not None,
-        **(dict(parcels_left_out=counts) if counts else {}))
+        clouds_known=first.clouds(0, slice(0, 1)) is not None)
+    return said|dict(parcels_left_out=counts) if counts else said

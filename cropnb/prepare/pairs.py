@@ -10,12 +10,13 @@ __all__ = ['window_centre', 'take_windows', 'match_days', 'inside', 'days_apart'
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000004
 import json
 from pathlib import Path
-import h5py, numpy as np
+import h5py
+import numpy as np
+from ..engine.bands import authors_sensors, data_of, moments_name, sensors_in, sensors_text
 from ..engine.files import aside, kept, progress, write_json
 from ..engine.gate import load_npz, new_h5
 from .fields import cloud_limit, cloud_at, crop_of, field_raster, open_tile
 from .fields import part_of, pixels_in, provenance, strips, values_at
-from ..engine.bands import authors_sensors, data_of, moments_name, sensors_in, sensors_text
 from ..sources.gates import check_classes_fit
 from ..sources.spectra import band_colours, check_order, sensor_title, shared_bands
 
@@ -75,8 +76,9 @@ def inside(
 )->np.ndarray: # (n,) whether the whole window lies in the image
     "Which windows are whole"
     half = images.sensor.window//2
-    rows = (row>=half) & (row<images.shape[0]-half)
-    cols = (col>=half) & (col<images.shape[1]-half)
+    height, width = images.shape
+    rows = (row>=half) & (row<height-half)
+    cols = (col>=half) & (col<width-half)
     return rows & cols
 
 # %% ../../nbs/prepare/01_pairs.ipynb #6da0d784
@@ -112,11 +114,17 @@ def candidates(
     if not len(row): raise ValueError(
         f'{tile.root}: no pixel of the fields has a {_called(tile)} window: '
         'do the two rasters and the parcels overlap?')
-    return dict(row=row, col=col, field_id=ids[row, col], dropped=total-len(row), outside=outside)
+    return dict(
+        row=row,
+        col=col,
+        field_id=ids[row, col],
+        dropped=total-len(row),
+        outside=outside)
 
 # %% ../../nbs/prepare/01_pairs.ipynb #843334ca
 def _called(tile): return sensor_title(tile.images[-1].sensor)
 
+# %% ../../nbs/prepare/01_pairs.ipynb #1fe4e4ed
 def _whole(tile, row, col, centre):
     "Which pixels have a whole window; a million at a time"
     first, second = tile.images
@@ -192,17 +200,17 @@ class Draw:
         j:np.ndarray, # Which candidates
     )->tuple: # Arrays of all of them; (n,) which are valid
         "Values; pixels without data (0 in every band) or too cloudy are not valid"
-        row, col = self.c['row'][j], self.c['col'][j]
+        row, col, field_id = (self.c[k][j] for k in ('row', 'col', 'field_id'))
         first = self.images[0]
         x = values_at(first, 0, row, col)
         cloud = cloud_at(first, 0, row, col, self.clouds)
-        found, ok = {data_of(first.sensor): x}, x.any(1) & (cloud<=self.limit)
+        found = {data_of(first.sensor): x}
+        ok = x.any(1) & (cloud<=self.limit)
         for second in self.images[1:]:
             y, seen = self._window(row, col)
             found[data_of(second.sensor)] = y
             ok &= seen
-        found |= dict(cloud=cloud, field_id=self.c['field_id'][j], row=row, col=col)
-        return found, ok
+        return found|dict(cloud=cloud, field_id=field_id, row=row, col=col), ok
 
     def valid(self)->np.ndarray: # (candidates,) bool
         "Which of all candidates are valid, strip by strip"
@@ -210,7 +218,8 @@ class Draw:
         ok = np.empty(len(row), bool)
         for rows in strips(first.shape, len(first.sensor.bands)):
             start, stop = np.searchsorted(row, (rows.start, rows.stop))
-            if stop>start: ok[start:stop] = self(np.arange(start, stop))[1]
+            if stop==start: continue
+            ok[start:stop] = self(np.arange(start, stop))[1]
         return ok
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000032
@@ -224,9 +233,10 @@ def _more(
     chunks = -(-len(ok)//n)
     for j in np.array_split(rng.permutation(len(ok)), chunks):
         j = np.sort(j)
-        parts.append(j[ok[j]])
-        found += len(parts[-1])
-        passed += len(j)-len(parts[-1])
+        good = j[ok[j]]
+        parts.append(good)
+        found += len(good)
+        passed += len(j)-len(good)
         if found>=n: break
     keep = rng.choice(found, min(n, found), replace=False)
     keep.sort()
@@ -296,7 +306,8 @@ def _all_dates(
     todo = {i: tmp/f'{i:04d}.npz' for i,day in enumerate(days) if day is not None}
     for i, shard in progress(todo.items(), 'pairs, date'):
         if kept(shard, load_npz): continue
-        images = [OneDate(images, k) for images,k in zip(tile.images, (i, days[i]))]
+        numbers = i, days[i]
+        images = [OneDate(each, k) for each,k in zip(tile.images, numbers)]
         rng = np.random.default_rng([recipe['seed'], i])
         drawn = one_date(Draw(images, c, clouds, centre), n, rng)
         day = tile.first.dates[i].astype(int)
@@ -373,8 +384,9 @@ def _both(
     a, b = which
     x, ok = _clear_rows(h, a, rows)
     y = h[data_of(b)][rows].mean(2)
-    i, j = (s.index(names) for s,names in zip(which, zip(*pairs)))
-    return x[:,i][ok].astype(float), y[:,j][ok]
+    of_a, of_b = zip(*pairs)
+    x, y = x[:,a.index(of_a)], y[:,b.index(of_b)]
+    return x[ok].astype(float), y[ok]
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000062
 def _correlations(x, y): # (n, band) each -> one a band; NaN where a band has one value
@@ -385,13 +397,15 @@ def _median(a): # NaN of nothing
     return float(np.nanmedian(a)) if a else float('nan')
 
 # %% ../../nbs/prepare/01_pairs.ipynb #fe63760c
-def _dates_to_look_at(h, which, most, least):
+def _dates_to_look_at(h, most, least):
     "Rows of each date, thinned, as two slices of every other one; none of dates too small"
-    for start, end in _dates_of(h):
-        step = max(1, (end-start)//most)
-        if (end-start)//step>=2*least:
-            yield slice(start, end, 2*step), slice(start+step, end, 2*step)
+    for start,end in _dates_of(h):
+        n = end-start
+        step = max(1, n//most)
+        if n//step<2*least: continue
+        yield slice(start, end, 2*step), slice(start+step, end, 2*step)
 
+# %% ../../nbs/prepare/01_pairs.ipynb #c49f27af
 def _best_partners(
     h, # An open pair file
     which:list, # Its two sensors
@@ -400,13 +414,16 @@ def _best_partners(
 )->tuple: # Pairs of bands; the sign of each correlation
     "For each band of the second sensor, the band of the first that it goes with best"
     a, b = which
+    n = len(b.bands)
     pairs = [(x, y) for y in b.bands for x in a.bands]
     seen = [_both(h, which, pairs, rows) for rows in dates]
     found = [_correlations(x, y) for x,y in seen if len(x)>=least]
-    if not found: return [(a.bands[0], y) for y in b.bands], np.ones(len(b.bands))
-    r = np.nan_to_num(np.nanmedian(found, 0)).reshape(len(b.bands), len(a.bands))
-    best = np.abs(r).argmax(1)
-    return [(a.bands[k], y) for k,y in zip(best, b.bands)], np.sign(r[np.arange(len(r)),best])
+    best, sign = np.zeros(n, int), np.ones(n)
+    if found:
+        r = np.nan_to_num(np.nanmedian(found, 0)).reshape(n, -1)
+        best = np.abs(r).argmax(1)
+        sign = np.sign(r[np.arange(n),best])
+    return [(a.bands[k], y) for k,y in zip(best, b.bands)], sign
 
 # %% ../../nbs/prepare/01_pairs.ipynb #6a99f741
 def _compared(h, which, pairs, sign, dates, least, rng):
@@ -422,7 +439,8 @@ def _compared(h, which, pairs, sign, dates, least, rng):
 
 def _whole_dates(h, most):
     "Rows of each date, thinned"
-    return [slice(start, end, max(1, (end-start)//most)) for start,end in _dates_of(h)]
+    ends = _dates_of(h)
+    return [slice(start, end, max(1, (end-start)//most)) for start,end in ends]
 
 # %% ../../nbs/prepare/01_pairs.ipynb #1deba3db
 def alignment(
@@ -438,16 +456,17 @@ def alignment(
     with h5py.File(path) as h:
         which = sensors_in(h.attrs, path)
         if len(which)==1: return None
-        pairs, sign, dates = shared_bands(*which), 1, _whole_dates(h, most)
-        if not pairs:
-            halves = list(_dates_to_look_at(h, which, most, least))
-            pairs, sign = _best_partners(h, which, [search for search,_ in halves], least)
+        shared = shared_bands(*which)
+        pairs, sign, dates = shared, np.ones(1), _whole_dates(h, most)
+        if not shared:
+            halves = list(_dates_to_look_at(h, most, least))
+            search = [rows for rows,_ in halves]
+            pairs, sign = _best_partners(h, which, search, least)
             dates = [judge for _,judge in halves]
-        aligned, shuffled = _compared(h, which, pairs, np.asarray(sign), dates, least, rng)
+        aligned, shuffled = _compared(h, which, pairs, sign, dates, least, rng)
     found = dict(aligned=_median(aligned), shuffled=_median(shuffled), dates=len(aligned))
     if pairs==shared_bands(*authors_sensors): return found
-    same = pairs==shared_bands(*which)
-    return found|dict(bands=[list(pair) for pair in pairs], shared=same)
+    return found|dict(bands=[list(pair) for pair in pairs], shared=pairs==shared)
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000063
 def _of_different(gap, bands):
@@ -515,11 +534,11 @@ def _days(
     a, b = tile.first.dates, tile.second.dates
     apart = days_apart(tile, max_days)
     days = match_days(a, b, apart)
-    if all(day is None for day in days): raise ValueError(
+    if any(day is not None for day in days): return days
+    raise ValueError(
         f'{tile.root}: no {_called(tile)} day within {apart} days '
         f'of any {sensor_title(tile.first.sensor)} acquisition '
         f'({a[0]} to {a[-1]} against {b[0]} to {b[-1]})')
-    return days
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000078
 def _short(
@@ -532,9 +551,18 @@ def _short(
     there = np.array([day is not None for day in days])
     pairs = zip(dates[there], counts)
     fewer = {str(d): int(n) for d,n in pairs if n<want}
-    return dict(
-        unmatched=[str(d) for d in dates[~there]],
-        fewer=fewer)
+    return dict(unmatched=[str(d) for d in dates[~there]], fewer=fewer)
+
+# %% ../../nbs/prepare/01_pairs.ipynb #46fc6b2d
+def _check_orders(file, which, tile, most=30_000):
+    "Raise `ValueError` where the pairs' own spectra contradict the order of the bands"
+    with h5py.File(file) as h:
+        for sensor in which:
+            values = h[data_of(sensor)]
+            step = max(1, len(values)//most)
+            x = values[::step].reshape(-1, len(sensor.bands), sensor.pixels)
+            middle = x[:,:,sensor.pixels//2]
+            check_order(middle, sensor, tile.root)
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000075
 def make_pairs(
@@ -572,11 +600,3 @@ def make_pairs(
     card['pairs_of_class'] = count_classes(file, tile)
     write_card(file, recipe, which, **card)
     return about
-
-def _check_orders(file, which, tile, most=30_000):
-    "Raise `ValueError` where the pairs' own spectra contradict the order of the bands"
-    with h5py.File(file) as h:
-        for sensor in which:
-            values = h[data_of(sensor)]
-            x = values[::max(1, len(values)//most)].reshape(-1, len(sensor.bands), sensor.pixels)
-            check_order(x[:,:,sensor.pixels//2], sensor, tile.root)

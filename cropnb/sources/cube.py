@@ -7,14 +7,23 @@ __all__ = ['common_names', 'cube_keys', 'short_name', 'bands_by_name', 'open_dat
            'parcels_of_raster', 'parcels_of_labels', 'CubeTile', 'open_cube']
 
 # %% ../../nbs/sources/06_cube.ipynb #af7fdf89
-import json, os, re, warnings
+import json
+import os
+import re
+import warnings
 from glob import glob
 from pathlib import Path
-import geopandas as gpd, h5py, numpy as np, rasterio, xarray as xr
+from typing import NamedTuple
+import geopandas as gpd
+import h5py
+import numpy as np
+import rasterio
 import rioxarray # noqa: F401 (gives every Dataset its `.rio`)
+import xarray as xr
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import array_bounds
 from ..engine.bands import find_sensor
 from .denethor import check_metres
 from .gates import days_of, whole_numbers
@@ -74,9 +83,10 @@ def bands_by_name(
 # %% ../../nbs/sources/06_cube.ipynb #971a1cf0
 def _elsewhere(name, at):
     "What a link or a data set of HDF5 says of another file, or `None`"
-    if isinstance(at, h5py.ExternalLink): return f'{name} is a link to another file ({at.filename})'
-    inside = not isinstance(at, h5py.Dataset) or not (at.external or at.is_virtual)
-    if not inside: return f'the values of {name} lie in another file'
+    if isinstance(at, h5py.ExternalLink):
+        return f'{name} is a link to another file ({at.filename})'
+    if isinstance(at, h5py.Dataset) and (at.external or at.is_virtual):
+        return f'the values of {name} lie in another file'
 
 # %% ../../nbs/sources/06_cube.ipynb #1da8e1a5
 def _check_hdf5(path):
@@ -102,18 +112,22 @@ def _open_netcdf(path):
 # %% ../../nbs/sources/06_cube.ipynb #8afce7f4
 def _dictionaries(value):
     "Every dictionary in what JSON gives, at any depth"
-    if isinstance(value, dict): yield value
-    inside = value.values() if isinstance(value, dict) else value
-    for each in inside if isinstance(value, (dict, list)) else ():
-        yield from _dictionaries(each)
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value: yield from _dictionaries(each)
 
+# %% ../../nbs/sources/06_cube.ipynb #00554c4d
 def _check_zarr_array(path):
     "Raise `ValueError` for an array of objects other than text"
-    parts = list(_dictionaries(json.loads(path.read_text(encoding='utf-8'))))
+    described = json.loads(path.read_text(encoding='utf-8'))
+    parts = list(_dictionaries(described))
     codecs = {part.get('id', part.get('name')) for part in parts}
     codecs = {str(name).removeprefix('numcodecs.') for name in codecs}
     objects = any(part.get('dtype')=='|O' for part in parts)
-    if 'pickle' in codecs or objects and 'vlen-utf8' not in codecs: raise ValueError(
+    text = 'vlen-utf8' in codecs
+    if 'pickle' in codecs or objects and not text: raise ValueError(
         f'{path.parent} is a Zarr array of objects, which could hold a program: '
         'write it as numbers')
 
@@ -121,9 +135,9 @@ def _check_zarr_array(path):
 def _check_zarr(path):
     "Look at the description of each array; their chunks may be many, and are not listed"
     for folder,inside,files in os.walk(path):
-        described = [name for name in ('.zarray', 'zarr.json') if name in files]
-        for name in described: _check_zarr_array(Path(folder)/name)
-        if '.zarray' in described or 'c' in inside: inside.clear()
+        for name in ('.zarray', 'zarr.json'):
+            if name in files: _check_zarr_array(Path(folder)/name)
+        if '.zarray' in files or 'c' in inside: inside.clear()
 
 def _open_zarr(path):
     try:
@@ -135,6 +149,8 @@ def _open_zarr(path):
                          'name the folder that holds .zgroup or zarr.json') from e
 
 # %% ../../nbs/sources/06_cube.ipynb #0ccb2c7f
+def _is_path(source): return isinstance(source, (str, os.PathLike))
+
 def open_dataset(
     source, # Path of a NetCDF file or a Zarr folder | xarray Dataset | DataArray
 )->xr.Dataset: # Lazy, its values as they are on disk
@@ -163,17 +179,20 @@ def _dimension(dims, kind):
 def _line(values, name, where):
     "First value and step of coordinates; raises `ValueError` unless the steps are equal"
     values = np.asarray(values)
-    if values.ndim!=1 or len(values)<2 or values.dtype.kind not in 'iuf': raise ValueError(
+    numbers = values.ndim==1 and values.dtype.kind in 'iuf'
+    if not numbers or len(values)<2: raise ValueError(
         f'{where}: {name} is not a list of at least two numbers: a cube needs the coordinates '
         'of its pixels')
     first, last = float(values[0]), float(values[-1])
     step = (last-first)/(len(values)-1)
     even = first+step*np.arange(len(values))
-    if not step or not np.abs(values-even).max()<.1*abs(step): raise ValueError(
+    off = np.abs(values-even).max()
+    if not step or not off<.1*abs(step): raise ValueError(
         f'{where}: {name} does not run in equal steps (from {first} to {last}): '
         'resample the cube to one grid')
     return first, step
 
+# %% ../../nbs/sources/06_cube.ipynb #3db9377a
 def _stated(data):
     "The transform that attributes state, or `None`"
     for coordinate in data.coords.values():
@@ -182,12 +201,13 @@ def _stated(data):
     stated = data.attrs.get('transform')
     return Affine(*tuple(stated)[:6]) if stated is not None else None
 
-# %% ../../nbs/sources/06_cube.ipynb #69725fa1
+# %% ../../nbs/sources/06_cube.ipynb #62b44f68
 def _at_corner(first, step, edge):
     "Do coordinates lie on the edges of the stated pixels?"
     away = (first-edge)/step
     return abs(away-round(away))<.01
 
+# %% ../../nbs/sources/06_cube.ipynb #69725fa1
 def _grid(
     data:xr.DataArray, # Of one band
     y:str, # Name of its dimension
@@ -198,14 +218,16 @@ def _grid(
     for name in (y, x):
         if name not in data.coords: raise ValueError(
             f'{where}: dimension {name} has no coordinates: assign those of the pixel centres')
-    rows, cols = data.sizes[y], data.sizes[x]
-    (top, down), (left, right) = _line(data[y], y, where), _line(data[x], x, where)
+    top, down = _line(data[y], y, where)
+    left, right = _line(data[x], x, where)
     stated = _stated(data)
     half = .5
     if stated and np.isclose(abs(right), abs(stated.a)):
         half = 0 if _at_corner(left, right, stated.c) else .5
-    north = max(top, top+down*(rows-1))+half*abs(down)
-    west = min(left, left+right*(cols-1))-half*abs(right)
+    bottom = top+down*(data.sizes[y]-1)
+    end = left+right*(data.sizes[x]-1)
+    north = max(top, bottom)+half*abs(down)
+    west = min(left, end)-half*abs(right)
     place = Affine(abs(right), 0, round(west, 6), 0, -abs(down), round(north, 6))
     return place, (down>0, right<0)
 
@@ -217,16 +239,24 @@ def _crs_said(ds):
         try: yield ds.rio.crs
         except Exception: pass               # rioxarray has several kinds of its own
     for holder in (ds.attrs, *(v.attrs for v in ds.variables.values())):
-        for key in ('proj:code', 'proj:epsg', 'epsg', 'crs', 'crs_wkt'): yield holder.get(key)
-    for key in ('proj:code', 'proj:epsg', 'epsg', 'crs'):
+        for key in (*_crs_keys, 'crs_wkt'): yield holder.get(key)
+    for key in _crs_keys:
         if key in ds.coords and ds[key].ndim==0: yield ds[key].item()
+
+_crs_keys = ('proj:code', 'proj:epsg', 'epsg', 'crs')
 
 # %% ../../nbs/sources/06_cube.ipynb #8f774422
 def _as_crs(value):
-    "A coordinate system from its number, its text in any form, or itself"
-    if isinstance(value, str): value = value.strip().removeprefix('+init=')
-    return CRS.from_user_input(int(value) if str(value).isdigit() else value)
+    "A coordinate system from its number, its text in any form, or itself; else `None`"
+    try:
+        if value is None or value=='': return None
+        if isinstance(value, str): value = value.strip().removeprefix('+init=')
+        if str(value).isdigit(): value = int(value)
+        return CRS.from_user_input(value)
+    except (CRSError, TypeError, ValueError):
+        return None
 
+# %% ../../nbs/sources/06_cube.ipynb #02fe1e63
 def crs_of(
     ds:xr.Dataset, # As opened
     said:str, # By the user; '' to take what the data say
@@ -234,28 +264,37 @@ def crs_of(
 )->str: # Such as EPSG:32632
     "Raises `ValueError` where there is none, or it is in degrees"
     for value in [said] if said else _crs_said(ds):
-        try:
-            if value is None or value=='': continue
-            crs = _as_crs(value)
-        except (CRSError, TypeError, ValueError): continue
+        crs = _as_crs(value)
+        if crs is None: continue
         code = crs.to_epsg()
         text = f'EPSG:{code}' if code else crs.to_string()
         check_metres(text, where)
         return text
-    raise ValueError(f'{where} has no coordinate system'
-                     + (f' ({said!r} is not one)' if said else '')
-                     + ': state it, such as crs = "EPSG:32632", or ds.rio.write_crs("EPSG:32632")')
+    odd = f' ({said!r} is not one)' if said else ''
+    raise ValueError(f'{where} has no coordinate system{odd}: state it, such as '
+                     'crs = "EPSG:32632", or ds.rio.write_crs("EPSG:32632")')
 
 # %% ../../nbs/sources/06_cube.ipynb #e031e9e7
+def _axes(data, where):
+    "Names of the dimensions time, y and x; raises `ValueError` where one is not there"
+    axes = {kind: _dimension(data.dims, kind) for kind in ('time', 'y', 'x')}
+    for kind,name in axes.items():
+        if name is None: raise ValueError(
+            f'{where}: {data.name} has the dimensions {", ".join(map(str, data.dims))}, '
+            f'none of which is {kind}: rename one')
+    return axes.values()
+
+# %% ../../nbs/sources/06_cube.ipynb #ca75ffcd
+def _north_up(a, flipped):
+    "(row, column) with north above and west to the left"
+    down, right = [slice(None, None, -1 if turn else 1) for turn in flipped]
+    return a[down, right]
+
+# %% ../../nbs/sources/06_cube.ipynb #ebccd039
 class _Layer:
     "A band over time, with its grid north up"
     def __init__(self, data, where):
-        dims = {kind: _dimension(data.dims, kind) for kind in ('time', 'y', 'x')}
-        self.time, self.y, self.x = dims.values()
-        for kind,name in dims.items():
-            if name is None: raise ValueError(
-                f'{where}: {data.name} has the dimensions {", ".join(map(str, data.dims))}, '
-                f'none of which is {kind}: rename one')
+        self.time, self.y, self.x = _axes(data, where)
         if data.dtype.kind not in 'iuf': raise ValueError(
             f'{where}: {data.name} holds {data.dtype}, not numbers: convert it')
         self.data, self.where = data, where
@@ -266,12 +305,13 @@ class _Layer:
 
     def window(self, i, rows, cols):
         "Acquisition `i` in the order of time, at rows and columns from `start` to `stop`"
-        ends = [_turned(span, n, turn) for span,n,turn in
-                zip((rows, cols), self.shape, self.flipped)]
-        at = {self.time: int(self.order[i]), self.y: ends[0], self.x: ends[1]}
+        turn_y, turn_x = self.flipped
+        at = {
+            self.time: int(self.order[i]),
+            self.y: _turned(rows, self.shape[0], turn_y),
+            self.x: _turned(cols, self.shape[1], turn_x)}
         a = self.data.isel(at).transpose(self.y, self.x).values
-        down, right = [slice(None, None, -1 if turn else 1) for turn in self.flipped]
-        return a[down, right]
+        return _north_up(a, self.flipped)
 
 # %% ../../nbs/sources/06_cube.ipynb #41df51d3
 def _turned(span, n, turn):
@@ -279,6 +319,7 @@ def _turned(span, n, turn):
     start, stop = span
     return slice(n-stop, n-start) if turn else slice(start, stop)
 
+# %% ../../nbs/sources/06_cube.ipynb #6678b8a1
 def _days(data, time, where):
     if time not in data.coords: raise ValueError(
         f'{where}: dimension {time} has no dates: assign them to the cube')
@@ -297,19 +338,27 @@ def _band_names(data, band, names, where):
     raise ValueError(f'{where}: the bands of {data.name} are numbered, not named: '
                      'name them in their order by `bands`')
 
-# %% ../../nbs/sources/06_cube.ipynb #5c905ff4
+# %% ../../nbs/sources/06_cube.ipynb #ddacc86a
+def _with_time(data):
+    "One date, cut out of a cube, has its time beside it rather than as a dimension"
+    cut = 'time' not in data.dims and 'time' in data.coords
+    return data.expand_dims('time') if cut and data.time.ndim==0 else data
+
+def _each_band(name, data, names, where):
+    "Name -> array, of one variable"
+    band = _dimension(data.dims, 'band')
+    if band is None: return {name: data}
+    names = _band_names(data, band, names, where)
+    return {each: data.isel({band: k}).drop_vars(band, errors='ignore')
+            for k,each in enumerate(names)}
+
+# %% ../../nbs/sources/06_cube.ipynb #52d49948
 def _variables(ds, names, where):
     "Name -> array over time, y and x, of each variable that has y and x"
     found = {}
     for name,data in ds.data_vars.items():
         if None in (_dimension(data.dims, 'y'), _dimension(data.dims, 'x')): continue
-        if 'time' not in data.dims and 'time' in data.coords and data.time.ndim==0:
-            data = data.expand_dims('time')          # one date, cut out of a cube
-        band = _dimension(data.dims, 'band')
-        if band is None: found[name] = data
-        else:
-            for k,each in enumerate(_band_names(data, band, names, where)):
-                found[each] = data.isel({band: k}).drop_vars(band, errors='ignore')
+        found |= _each_band(name, _with_time(data), names, where)
     if not found: raise ValueError(
         f'{where} has no variable over y and x: it has {", ".join(map(str, ds.variables))}')
     return found
@@ -339,9 +388,10 @@ def _same(a, b):
 
 def _check_finer(layer, grid, name):
     "Raise `ValueError` for a band on a shifted grid of the same resolution"
-    shifted = not _same(layer.transform, grid) and np.isclose(layer.transform.a, grid.a)
+    own = layer.transform
+    shifted = not _same(own, grid) and np.isclose(own.a, grid.a)
     if shifted: raise ValueError(
-        f'{layer.where}: {name} begins at {layer.transform.c}, {layer.transform.f}, others at '
+        f'{layer.where}: {name} begins at {own.c}, {own.f}, others at '
         f'{grid.c}, {grid.f}, with the same resolution: resample it to their grid')
 
 # %% ../../nbs/sources/06_cube.ipynb #45ed1480
@@ -370,6 +420,7 @@ def _linear(data, keys, unit, where):
     if unit=='dB': return factor*100, plus*100+10_000
     return factor*10_000, plus*10_000
 
+# %% ../../nbs/sources/06_cube.ipynb #1f06e3ba
 def _fills(data):
     "What a file calls missing"
     said = [data.attrs.get(key) for key in ('_FillValue', 'missing_value', 'nodata')]
@@ -382,15 +433,16 @@ class _Values:
     def __init__(self, data, keys, unit, where):
         self.gain, self.bias = _linear(data, keys, unit, where)
         self.power = keys['unit']=='power'
-        self.fills = _fills(data)
-        self.nodata = self.fills | {keys['nodata']}
+        fills = _fills(data)
+        self.nodata = list(fills|{keys['nodata']})
+        self.never = list(fills-{0})         # a pixel is missing where any band has one of these
         self.highest = keys['highest'] or np.inf
 
     def stored(self, raw):
         "uint16 from 1, and where the value is nodata, and where the pixel cannot be used"
-        empty = np.isin(raw, list(self.nodata))
+        empty = np.isin(raw, self.nodata)
         broken = ~np.isfinite(raw)
-        if self.fills-{0}: broken |= np.isin(raw, list(self.fills-{0}))
+        if self.never: broken |= np.isin(raw, self.never)
         value = raw.astype('float32')*np.float32(self.gain)+np.float32(self.bias)
         if self.power:
             broken |= value<=0
@@ -424,6 +476,15 @@ def _any_bit(raw, bits):
     "Where one of these bits is 1"
     return (raw.astype('int64') & sum(1<<bit for bit in bits))>0
 
+def _probability(raw, name, most, where):
+    "As `_cloud`, of a probability up to `most`; what is missing is cloud"
+    raw = np.where(np.isnan(raw), most, raw)
+    if raw.min()<0 or raw.max()>most: raise ValueError(
+        f'{where}: {name} holds {raw.max()}, not a cloud probability from 0 to {most}: '
+        'correct cloud_max')
+    return (raw*(255/most)).round().astype('uint8'), np.zeros(raw.shape, bool)
+
+# %% ../../nbs/sources/06_cube.ipynb #73c7ae04
 def _cloud(
     raw:np.ndarray, # (row, column) as on disk
     name:str, # Of the variable
@@ -437,13 +498,9 @@ def _cloud(
         return _scl[raw], raw<2
     if kind in _bits:
         raw = np.nan_to_num(raw, nan=1)
-        fill = _any_bit(raw, [0])
-        return np.where(_any_bit(raw, _bits[kind]), 255, 0).astype('uint8'), fill
-    raw = np.where(np.isnan(raw), most, raw)
-    if raw.min()<0 or raw.max()>most: raise ValueError(
-        f'{where}: {name} holds {raw.max()}, not a cloud probability from 0 to {most}: '
-        'correct cloud_max')
-    return (raw*(255/most)).round().astype('uint8'), np.zeros(raw.shape, bool)
+        cloudy = _any_bit(raw, _bits[kind])
+        return np.where(cloudy, 255, 0).astype('uint8'), _any_bit(raw, [0])
+    return _probability(raw, name, most, where)
 
 # %% ../../nbs/sources/06_cube.ipynb #496c7015
 cube_keys = dict(
@@ -463,34 +520,44 @@ def _filled(keys):
     keys = {k: v for k,v in (keys or {}).items() if k in cube_keys}
     return cube_keys | keys
 
+# %% ../../nbs/sources/06_cube.ipynb #beaf820e
+def _matching(source):
+    "Files that a path with * fits, in the order of names; another source as it is"
+    if not _is_path(source) or '*' not in str(source): return [source]
+    found = sorted(glob(str(source)))
+    if found: return found
+    raise FileNotFoundError(f'Nothing matches {source}: correct the name')
+
+# %% ../../nbs/sources/06_cube.ipynb #7c91e966
 def _sources(source):
-    "One source or several; a path with * names all files that it fits, in the order of names"
-    several = list(source) if isinstance(source, (list, tuple)) else [source]
-    found = []
-    for each in several:
-        is_path = isinstance(each, (str, os.PathLike))
-        pattern = str(each) if is_path and '*' in str(each) else ''
-        if pattern and not glob(pattern): raise FileNotFoundError(
-            f'Nothing matches {pattern}: correct the name')
-        found += sorted(glob(pattern)) if pattern else [each]
-    return found
+    "One source or several"
+    several = source if isinstance(source, (list, tuple)) else [source]
+    return [found for each in several for found in _matching(each)]
 
 # %% ../../nbs/sources/06_cube.ipynb #8c012557
 def _named(source):
     "What a source is called in a message"
-    is_path = isinstance(source, (str, os.PathLike))
-    return str(source) if is_path else 'The cube'
+    return str(source) if _is_path(source) else 'The cube'
 
+class _Found(NamedTuple):
+    "A variable, the data set that has it, and what that is called"
+    data: xr.DataArray
+    ds: xr.Dataset
+    where: str
+
+    def layer(self): return _Layer(self.data, self.where)
+
+# %% ../../nbs/sources/06_cube.ipynb #c55b1470
 def _all_variables(source, keys):
-    "Name -> (array, its data set, what it is called) over all sources"
+    "Name -> `_Found`, over all sources"
     found = {}
     for each in source:
         where = _named(each)
         ds = open_dataset(each)
         for name,data in _variables(ds, keys['bands'], where).items():
             if name in found and short_name(name) not in _clouds: raise ValueError(
-                f'{where}: {name} is also in {found[name][2]}: drop one of them')
-            found.setdefault(name, (data, ds, where))
+                f'{where}: {name} is also in {found[name].where}: drop one of them')
+            found.setdefault(name, _Found(data, ds, where))
     return found
 
 # %% ../../nbs/sources/06_cube.ipynb #9b88f0b6
@@ -498,9 +565,9 @@ def _check_days(days, where, same_day):
     "Raise `ValueError` for two acquisitions of a day, unless they are to be merged"
     twice = days[1:][days[1:]==days[:-1]]
     if not len(twice) or same_day=='merge': return
-    raise ValueError(f'{where} has two acquisitions on {twice[0]}'
-                     + (f' and {len(twice)-1} other days' if len(twice)>1 else '')
-                     + ': merge them (same_day = "merge"), or drop one')
+    more = f' and {len(twice)-1} other days' if len(twice)>1 else ''
+    raise ValueError(f'{where} has two acquisitions on {twice[0]}{more}: '
+                     'merge them (same_day = "merge"), or drop one')
 
 def _check_same_days(layers, names):
     "Raise `ValueError` for a layer with other days than the first"
@@ -516,9 +583,8 @@ def _check_same_days(layers, names):
 def _check_chunks(data, shape, where):
     "Warn where a date cannot be read without many others"
     chunks = data.encoding.get('chunksizes') or data.encoding.get('preferred_chunks')
-    if isinstance(chunks, dict): chunks = tuple(chunks.get(d, 1) for d in data.dims)
-    if not chunks: return
-    dates = dict(zip(data.dims, chunks)).get(_dimension(data.dims, 'time'), 1)
+    if not isinstance(chunks, dict): chunks = dict(zip(data.dims, chunks or ()))
+    dates = chunks.get(_dimension(data.dims, 'time'), 1)
     size = dates*shape[0]*shape[1]*data.dtype.itemsize
     if dates>4 and size>2e8: warnings.warn(
         f'{where}: {data.name} is stored {dates} dates to a chunk, so that each date reads them '
@@ -556,7 +622,37 @@ def _span(which, n):
     raise ValueError(f'{which} is not a slice that runs forward: '
                      'read(i, slice(0, 100), slice(0, 50))')
 
+# %% ../../nbs/sources/06_cube.ipynb #379990cd
+def _window_ends(cube, rows, cols):
+    "First and last + 1 row and column of a window, how many these are, and the steps in it"
+    spans = _span(rows, cube.shape[0]), _span(cols, cube.shape[1])
+    ends = [(span.start, span[-1]+1 if len(span) else span.start) for span in spans]
+    size = [stop-start for start,stop in ends]
+    return ends, size, tuple(slice(None, None, span.step) for span in spans)
+
 # %% ../../nbs/sources/06_cube.ipynb #bb0b5f58
+def _check_keys(keys, sensor):
+    "Raise `ValueError` for values of `cube_keys` that no cube of this sensor can have"
+    unit, days, scale = (keys[key] for key in ('unit', 'same_day', 'scale'))
+    units = ('', 'dB', 'power') if sensor.unit=='dB' else ('',)
+    if unit not in units: raise ValueError(
+        f'unit = {unit!r} of {sensor.name}: it is dB or power of Sentinel-1, and "" of '
+        'reflectance')
+    if days not in ('refuse', 'merge'): raise ValueError(
+        f'same_day = {days!r} is not refuse or merge')
+    if scale is not None and not scale>0: raise ValueError(
+        f'scale = {scale} has to be above 0: the value of reflectance 1')
+
+# %% ../../nbs/sources/06_cube.ipynb #4776bd84
+def _common_crs(used, said, where):
+    "The coordinate system of all bands; raises `ValueError` for several"
+    sets = {id(each.ds): each for each in used}
+    crs = {crs_of(each.ds, said, each.where) for each in sets.values()}
+    if len(crs)>1: raise ValueError(
+        f"{where}: the bands are in {' and '.join(sorted(crs))}: reproject to one")
+    return crs.pop()
+
+# %% ../../nbs/sources/06_cube.ipynb #088a55dd
 class _Opened:
     "Bands, grid, days and clouds of a cube, before any value is read"
     def __init__(self,
@@ -567,57 +663,43 @@ class _Opened:
         self.sensor = find_sensor(sensor) if isinstance(sensor, str) else sensor
         self.keys = _filled(keys)
         self.max_days = (keys or {}).get('max_days', 0)
-        self._check_keys()
+        _check_keys(self.keys, self.sensor)
         source = _sources(source)
-        paths = [s for s in source if isinstance(s, (str, os.PathLike))]
-        self.list = [Path(path) for path in paths]
+        self.list = [Path(each) for each in source if _is_path(each)]
         self.where = ', '.join(map(str, self.list)) or f'The cube of {self.sensor.name}'
         if not source: raise ValueError(f'{self.where} has no file: name one')
         found = _all_variables(source, self.keys)
         names = bands_by_name(list(found), self.sensor, self.where)
-        self.layers = [_Layer(*found[name][::2]) for name in names.values()]
-        self._place(found, names)
+        names = list(names.values())
+        used = [found[name] for name in names]
+        self.layers = [each.layer() for each in used]
+        self._place(names)
+        self.crs = _common_crs(used, self.keys['crs'], self.where)
+        unit = self.sensor.unit
+        self.values = [_Values(a.data, self.keys, unit, a.where) for a in self.layers]
         self._find_clouds(found)
         self._set_days(names)
 
-    def _check_keys(self):
-        unit, days = self.keys['unit'], self.keys['same_day']
-        if unit not in ('', 'dB', 'power') or unit and self.sensor.unit!='dB': raise ValueError(
-            f'unit = {unit!r} of {self.sensor.name}: it is dB or power of Sentinel-1, and "" of '
-            'reflectance')
-        if days not in ('refuse', 'merge'): raise ValueError(
-            f'same_day = {days!r} is not refuse or merge')
-        scale = self.keys['scale']
-        if scale is not None and not scale>0: raise ValueError(
-            f'scale = {scale} has to be above 0: the value of reflectance 1')
-
-    def _place(self, found, names):
+    def _place(self, names):
         finest = min(self.layers, key=lambda layer: layer.transform.a)
         self.transform, self.shape = finest.transform, finest.shape
-        for layer,name in zip(self.layers, names.values()):
+        for layer,name in zip(self.layers, names):
             _check_finer(layer, self.transform, name)
             _check_chunks(layer.data, layer.shape, layer.where)
-        sets = {id(found[n][1]): found[n][1:] for n in names.values()}
-        crs = {crs_of(ds, self.keys['crs'], where) for ds,where in sets.values()}
-        if len(crs)>1: raise ValueError(
-            f"{self.where}: the bands are in {' and '.join(sorted(crs))}: reproject to one")
-        self.crs = crs.pop()
-        unit = self.sensor.unit
-        self.values = [_Values(a.data, self.keys, unit, a.where) for a in self.layers]
 
     def _find_clouds(self, found):
         self.cloud_name = cloud_name(list(found), self.keys['clouds'], self.where)
         self.cloud_layer = None
         if self.cloud_name:
-            self.cloud_layer = _Layer(*found[self.cloud_name][::2])
+            self.cloud_layer = found[self.cloud_name].layer()
         known = _probabilities.get(short_name(self.cloud_name))
         self.cloud_max = self.keys['cloud_max'] or known or 255
 
     def _set_days(self, names):
-        layers, names = list(self.layers), list(names.values())
+        layers = list(self.layers)
         if self.cloud_layer is not None:
             layers.append(self.cloud_layer)
-            names.append(self.cloud_name)
+            names = [*names, self.cloud_name]
         _check_same_days(layers, names)
         days = np.sort(layers[0].days)
         _check_days(days, self.where, self.keys['same_day'])
@@ -627,10 +709,15 @@ class _Opened:
     def __len__(self): return len(self.dates)
 
     def __repr__(self):
+        name, n = self.sensor.name, len(self)
+        first, last = self.dates[[0, -1]]
         rows, cols = self.shape
-        return (f'{self.sensor.name}: {len(self)} dates from {self.dates[0]} to {self.dates[-1]}, '
-                f'{rows} x {cols} pixels of {self.transform.a:g} m in {self.crs}, '
-                f"{' '.join(self.sensor.bands)}; clouds: {self.cloud_name or 'not known'}")
+        metres = self.transform.a
+        bands = ' '.join(self.sensor.bands)
+        clouds = self.cloud_name or 'not known'
+        return (f'{name}: {n} dates from {first} to {last}, '
+                f'{rows} x {cols} pixels of {metres:g} m in {self.crs}, '
+                f'{bands}; clouds: {clouds}')
 
 # %% ../../nbs/sources/06_cube.ipynb #29cce91c
 def _window(cube, layer, i, rows, cols):
@@ -638,12 +725,15 @@ def _window(cube, layer, i, rows, cols):
     if _same(layer.transform, cube.transform) and layer.shape==cube.shape:
         return layer.window(i, rows, cols)
     where = f'{layer.where}: {layer.data.name}'
-    down = _nearest(cube.transform, layer.transform, rows, layer.shape[0], True, where)
-    right = _nearest(cube.transform, layer.transform, cols, layer.shape[1], False, where)
+    grids = cube.transform, layer.transform
+    down = _nearest(*grids, rows, layer.shape[0], True, where)
+    right = _nearest(*grids, cols, layer.shape[1], False, where)
     top, left = down[0], right[0]
-    a = layer.window(i, (top, down[-1]+1), (left, right[-1]+1))
+    bottom, end = down[-1]+1, right[-1]+1
+    a = layer.window(i, (top, bottom), (left, end))
     return a[down-top][:,right-left]
 
+# %% ../../nbs/sources/06_cube.ipynb #73163fda
 def _cloud_window(cube, i, rows, cols):
     raw = _window(cube, cube.cloud_layer, i, rows, cols)
     return _cloud(raw, cube.cloud_name, cube.cloud_max, cube.where)
@@ -658,6 +748,7 @@ def _store(values, raw, out, gone):
         empty[some] &= e
         broken[some] |= b
 
+# %% ../../nbs/sources/06_cube.ipynb #46b5b179
 def _acquisition(cube, i, rows, cols):
     "Stored values (row, column, band) of one acquisition, and its clouds or `None`"
     shape = rows[1]-rows[0], cols[1]-cols[0]
@@ -668,7 +759,8 @@ def _acquisition(cube, i, rows, cols):
     cloud, unseen = None, False
     if cube.cloud_layer is not None:
         cloud, unseen = _cloud_window(cube, i, rows, cols)
-    out[gone[0]|gone[1]|unseen] = 0
+    empty, broken = gone
+    out[empty|broken|unseen] = 0
     return out, cloud
 
 # %% ../../nbs/sources/06_cube.ipynb #5296be14
@@ -691,6 +783,7 @@ def _middle(n, most=128):
     start = max(0, (n-most)//2)
     return start, min(n, start+most)
 
+# %% ../../nbs/sources/06_cube.ipynb #4a474ea5
 def _without_values(cube, i, window):
     "Bands without a value on a date when others have some"
     gone = {}
@@ -698,8 +791,7 @@ def _without_values(cube, i, window):
         _, empty, broken = values.stored(_window(cube, layer, i, *window))
         gone[band] = (empty|broken).all()
     without = [band for band,lacks in gone.items() if lacks]
-    if without and len(without)<len(gone): return without
-    return []
+    return without if len(without)<len(gone) else []
 
 # %% ../../nbs/sources/06_cube.ipynb #c5448f9b
 def _check_sample(cube):
@@ -731,11 +823,6 @@ class Cube(_Opened):
         super().__init__(source, sensor, keys)
         _check_sample(self)
 
-    def _spans(self, rows, cols):
-        spans = _span(rows, self.shape[0]), _span(cols, self.shape[1])
-        ends = [(span.start, span[-1]+1 if len(span) else span.start) for span in spans]
-        return ends, tuple(slice(None, None, span.step) for span in spans)
-
     def read(self,
         i:int, # Which date
         rows=slice(None), # Of the grid
@@ -743,9 +830,8 @@ class Cube(_Opened):
     )->np.ndarray: # (row, column, band) uint16; 0 in every band where a pixel is missing
         "A window of one date as stored values: reflectance x 10000, or (dB + 100) x 100"
         i = range(len(self))[i]
-        ends, step = self._spans(rows, cols)
-        if any(start==stop for start,stop in ends):
-            return np.zeros([stop-start for start,stop in ends]+[len(self.layers)], 'uint16')
+        ends, size, step = _window_ends(self, rows, cols)
+        if 0 in size: return np.zeros((*size, len(self.layers)), 'uint16')
         return _merged(self, i, *ends)[0][step]
 
     def __getitem__(self, i): return self.read(i)
@@ -758,9 +844,8 @@ class Cube(_Opened):
         "Cloud probability of one date: 0 or 255 from a classification"
         if self.cloud_layer is None: return None
         i = range(len(self))[i]
-        ends, step = self._spans(rows, cols)
-        if any(start==stop for start,stop in ends):
-            return np.zeros([stop-start for start,stop in ends], 'uint8')
+        ends, size, step = _window_ends(self, rows, cols)
+        if 0 in size: return np.zeros(size, 'uint8')
         if len(self.acquisitions[i])>1: return _merged(self, i, *ends)[1][step]
         return _cloud_window(self, self.acquisitions[i][0], *ends)[0][step]
 
@@ -806,9 +891,9 @@ def _label_cube(source, variable):
         f'{where}: name the variable of the crops: it has {", ".join(map(str, flat))} over y and x')
     a = flat[variable]
     y, x = _dimension(a.dims, 'y'), _dimension(a.dims, 'x')
-    transform, turned = _grid(a, y, x, where)
-    down, right = [slice(None, None, -1 if turn else 1) for turn in turned]
-    return a.transpose(y, x).values[down, right], transform, crs_of(ds, '', where)
+    transform, flipped = _grid(a, y, x, where)
+    values = _north_up(a.transpose(y, x).values, flipped)
+    return values, transform, crs_of(ds, '', where)
 
 # %% ../../nbs/sources/06_cube.ipynb #88e96e2a
 def parcels_of_labels(
@@ -875,9 +960,10 @@ class CubeTile:
         return labels+[f for images in self.images for f in images.files()]
 
     def __repr__(self):
-        lines = [f'{self.name or "A scene"}: {len(self.fields())} parcels of '
-                 f'{len(self.classes)} crops, {len(self.unlabelled())} without a crop']
-        return '\n'.join([*lines, *map(repr, self.images)])
+        known, unknown = len(self.fields()), len(self.unlabelled())
+        name, crops = self.name or 'A scene', len(self.classes)
+        first = f'{name}: {known} parcels of {crops} crops, {unknown} without a crop'
+        return '\n'.join([first, *map(repr, self.images)])
 
 # %% ../../nbs/sources/06_cube.ipynb #a906aca8
 def _image_of(source, sensor, keys):
@@ -885,13 +971,14 @@ def _image_of(source, sensor, keys):
 
 def _check_overlap(tile):
     "Raise `ValueError` unless parcels, and a second sensor, lie in the first one's image"
-    crs, (rows, cols), t = tile.first.crs, tile.first.shape, tile.first.transform
-    west, north, east, south = t.c, t.f, t.c+cols*t.a, t.f+rows*t.e
+    first, second = tile.first, tile.second
+    crs = first.crs
+    west, south, east, north = array_bounds(*first.shape, first.transform)
     if not len(tile.fields(crs).cx[west:east, south:north]): raise ValueError(
-        f'{tile.labels}: no parcel lies in the images of {tile.first.sensor.name} '
+        f'{tile.labels}: no parcel lies in the images of {first.sensor.name} '
         f'({west:g} to {east:g}, {south:g} to {north:g} in {crs}): is its coordinate system right?')
-    if tile.second is not None and tile.second.crs!=crs: raise ValueError(
-        f'{tile.second.sensor.name} is in {tile.second.crs}, {tile.first.sensor.name} in {crs}: '
+    if second is not None and second.crs!=crs: raise ValueError(
+        f'{second.sensor.name} is in {second.crs}, {first.sensor.name} in {crs}: '
         'reproject one of them')
 
 # %% ../../nbs/sources/06_cube.ipynb #af93aa3e

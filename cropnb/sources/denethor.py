@@ -7,10 +7,19 @@ __all__ = ['BBox', 'safe_pickle', 'mapped_array', 'check_metres', 'Sentinel2', '
            'PlanetScope', 'check_polygons', 'read_parcels', 'rasterise', 'Tile']
 
 # %% ../../nbs/sources/00_denethor.ipynb #4ecc94ff
-import datetime, functools, gzip, os, pickle, re, types, zipfile
+import datetime
+import functools
+import gzip
+import os
+import pickle
+import re
+import types
+import zipfile
 from glob import glob
 from pathlib import Path
-import geopandas as gpd, numpy as np, rasterio
+import geopandas as gpd
+import numpy as np
+import rasterio
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.features import rasterize
@@ -41,15 +50,14 @@ _dates = {n: getattr(datetime, n) for n in ('datetime', 'date', 'timedelta', 'ti
 _stand_ins = dict(BBox=BBox, CRS=str)
 _others = {'pytz._UTC': _utc, 'dateutil.tz.tz.tzutc': _utc, '_codecs.encode': _as_bytes}
 
+# %% ../../nbs/sources/00_denethor.ipynb #91a3de82
 def _safe_class(
     module:str, # As the pickle says
     name:str, # As the pickle says
 ): # A harmless class or function, or `None`
     "What a pickle may ask for"
-    if module=='datetime':
-        return _dates.get(name)
-    if module.split('.')[0]=='sentinelhub':
-        return _stand_ins.get(name)
+    if module=='datetime': return _dates.get(name)
+    if module.split('.')[0]=='sentinelhub': return _stand_ins.get(name)
     return _others.get(f'{module}.{name}')
 
 # %% ../../nbs/sources/00_denethor.ipynb #c93e2e61
@@ -97,6 +105,7 @@ def mapped_array(
     if isinstance(a, np.ndarray): return a
     raise ValueError(f'{path} is an archive of arrays, not an array: save it with numpy.save')
 
+# %% ../../nbs/sources/00_denethor.ipynb #f0ddcfc2
 def _open_bands(
     path:Path, # bands.npy
 )->np.ndarray: # (time, row, column, 12), mapped
@@ -131,12 +140,12 @@ def _slab(
 )->np.ndarray: # (row, column, 12)
     "Rows of a date by a plain read: faster than touching a map page by page, and memory is free"
     i = range(len(a))[i]                   # -1 is the last; too large an index raises
-    if not a.flags.c_contiguous:
-        return np.array(a[i,rows])
-    first,last,_ = rows.indices(a.shape[1])
-    row = a[i,0].size
-    start = (i*a.shape[1]+first)*row
-    slab = np.fromfile(path, a.dtype, max(last-first, 0)*row, offset=a.offset+start*a.itemsize)
+    if not a.flags.c_contiguous: return np.array(a[i,rows])
+    height, row = a.shape[1], a[i,0].size
+    first, last, _ = rows.indices(height)
+    size = max(last-first, 0)*row
+    before = (i*height+first)*row
+    slab = np.fromfile(path, a.dtype, size, offset=a.offset+before*a.itemsize)
     return slab.reshape(-1, *a.shape[2:])
 
 # %% ../../nbs/sources/00_denethor.ipynb #72893670
@@ -162,6 +171,7 @@ def check_metres(
     if degrees:
         raise ValueError(f'{where} is in degrees ({crs}): reproject it to metres, such as UTM')
 
+# %% ../../nbs/sources/00_denethor.ipynb #e1bcae6e
 def _place(
     path:Path, # bbox.pkl
     shape:tuple, # (rows, columns) of the image
@@ -177,7 +187,7 @@ def _place(
     check_bounds(bounds, path)
     crs = f'EPSG:{box._crs}'
     check_metres(crs, path)
-    rows,cols = shape
+    rows, cols = shape
     return bounds, crs, from_bounds(*bounds, cols, rows)
 
 # %% ../../nbs/sources/00_denethor.ipynb #39317c0e
@@ -196,14 +206,13 @@ class Sentinel2:
         name = 'CLP.npy' if self.path.stem.isupper() else 'clp.npy'
         self.clp = self.path.with_name(name)
         self._clp = None
-        if self.clp.exists():
-            self._clp = _open_clouds(self.clp, self.bands.shape[:3])
+        if self.clp.exists(): self._clp = _open_clouds(self.clp, self.bands.shape[:3])
 
     def _check_dates(self):
-        if len(self.dates)==len(self.bands):
-            return
-        raise ValueError(f"{self.path} holds {len(self.bands)} images, "
-                         f"{self.beside('timestamp.pkl')} {len(self.dates)} dates: get both again")
+        images, dates = len(self.bands), len(self.dates)
+        if images!=dates: raise ValueError(
+            f'{self.path} holds {images} images, '
+            f"{self.beside('timestamp.pkl')} {dates} dates: get both again")
 
     def beside(self,
         name:str, # Such as bbox.pkl
@@ -257,9 +266,9 @@ def by_day(
 )->dict: # Day -> file, in the order of time
     "Raises `ValueError` where two files have the same date"
     dated = sorted(dated)
-    for (day,file),(next_day,next_file) in zip(dated, dated[1:]):
-        if day!=next_day: continue
-        raise ValueError(f'{file} and {next_file} have the same date: merge them or remove one')
+    for (day, file), (next_day, next_file) in zip(dated, dated[1:]):
+        if day==next_day: raise ValueError(
+            f'{file} and {next_file} have the same date: merge them or remove one')
     return dict(dated)
 
 # %% ../../nbs/sources/00_denethor.ipynb #22276a9c
@@ -281,7 +290,8 @@ def grid_of(
 )->tuple: # Affine transform, (rows, columns), and coordinate system as text or `None`
     "What two images must share; raises `ValueError` for one that depends on other files"
     check_driver(f)
-    return f.transform, f.shape, f.crs.to_string() if f.crs else None
+    crs = f.crs.to_string() if f.crs else None
+    return f.transform, f.shape, crs
 
 def _check_planet(f, path, grid):
     check_driver(f)
@@ -291,15 +301,19 @@ def _check_planet(f, path, grid):
     if grid and grid_of(f)!=grid:
         raise ValueError(f'{path} lies on another grid than the first day: resample it')
 
+# %% ../../nbs/sources/00_denethor.ipynb #12fe89d6
 def window_of(
     f, # An open rasterio data set
     rows:slice, # Of the image
     cols:slice, # Of the image
 )->Window: # What rasterio calls it
     "A window by rows and columns, cut at the image's edge"
-    sides = (slice(*side.indices(n)[:2]) for side,n in zip((rows, cols), f.shape))
-    return Window.from_slices(*sides)
+    height, width = f.shape
+    top, bottom, _ = rows.indices(height)
+    left, right, _ = cols.indices(width)
+    return Window.from_slices((top, bottom), (left, right))
 
+# %% ../../nbs/sources/00_denethor.ipynb #ebff6b29
 def read_ps(
     path:Path, # A PlanetScope image of 4 bands: blue, green, red, near infrared
     grid:tuple|None=None, # transform, shape and CRS that it must have
@@ -325,7 +339,7 @@ def _first_grid(
             grid = grid_of(f)
     except RasterioError as e:
         raise ValueError(f'{path} cannot be read ({e}): get it again from its source') from e
-    transform,_,crs = grid
+    transform, _, crs = grid
     if crs is None:
         raise ValueError(f'{path} has no coordinate system: '
                          'assign one (gdal_edit.py -a_srs EPSG:...)')
@@ -375,8 +389,7 @@ def _check_labels(
     if missing:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: "
                          "is it DENETHOR's labels file?")
-    if not len(g):
-        raise ValueError(f'{path} holds no parcels: get it again')
+    if not len(g): raise ValueError(f'{path} holds no parcels: get it again')
     whole_numbers(g.crop_id, -largest_id, largest_id, f'{path}: crop_id')
     if (g.crop_id==0).all():
         raise ValueError(f'{path}: every crop_id is 0. '
@@ -386,8 +399,8 @@ def _check_labels(
         raise ValueError(f'{path}: crop_id {unknown} is not in 1..9: correct the file')
     whole_numbers(g.fid, 0, largest_id, f'{path}: fid')
     twice = g.fid[g.fid.duplicated()]
-    if len(twice):
-        raise ValueError(f'{path}: fid {twice.min()} appears twice: number each once')
+    if len(twice): raise ValueError(
+        f'{path}: fid {twice.min()} appears twice: number each once')
 
 # %% ../../nbs/sources/00_denethor.ipynb #16898e65
 def check_polygons(
@@ -398,11 +411,10 @@ def check_polygons(
     if not isinstance(g, gpd.GeoDataFrame):
         raise ValueError(f'{path} has no geometry: parcels are polygons')
     kinds = g.geom_type.isin(['Polygon', 'MultiPolygon'])
-    good = kinds & ~g.is_empty
-    if good.all(): return
-    first = g.index[~good][0]
-    raise ValueError(f'{path}: the geometry of {(~good).sum()} parcels is not valid, '
-                     f'the first at row {first}: parcels are polygons; fix or remove it')
+    bad = g.index[~kinds | g.is_empty]
+    if len(bad): raise ValueError(
+        f'{path}: the geometry of {len(bad)} parcels is not valid, '
+        f'the first at row {bad[0]}: parcels are polygons; fix or remove it')
 
 # %% ../../nbs/sources/00_denethor.ipynb #3c28a914
 def read_parcels(
@@ -427,8 +439,7 @@ def rasterise(
     shape:tuple, # Rows, columns
 )->np.ndarray: # (row, column) int32: field_id of the parcel that holds the pixel's centre, or -1
     "Burn parcels into a grid"
-    if not len(fields):
-        return np.full(shape, -1, 'int32')
+    if not len(fields): return np.full(shape, -1, 'int32')
     shapes = ((geometry, i) for i,geometry in enumerate(fields.geometry))
     place = rasterize(shapes, shape, fill=-1, transform=transform, dtype='int32')
     ids = np.append(fields.field_id.to_numpy('int32'), -1)
@@ -442,7 +453,7 @@ def _patterns(
     part:str, # train | test
 )->dict: # What -> patterns below the root, in the order of the layouts
     "Where Sentinel-2, PlanetScope and labels lie"
-    tile,year = _names[part]
+    tile, year = _names[part]
     return dict(
         s2=[f'*_{part}_source_sentinel_2*/**/bands.npy', f'*{tile}-{year}*/**/BANDS.npy'],
         ps=[f'*_{part}_source_planet/*/sr.tif', f'{tile}/PF-SR/*.tif'],
@@ -457,8 +468,7 @@ def _search(
     "Files by pattern; links are followed, which `rglob` does not"
     for pattern in patterns:
         found = glob(os.path.join(root, '**', pattern), recursive=True)
-        if found:
-            return [Path(f) for f in sorted(set(found))]
+        if found: return [Path(f) for f in sorted(set(found))]
     return []
 
 # %% ../../nbs/sources/00_denethor.ipynb #ee2f19f2

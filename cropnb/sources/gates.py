@@ -8,7 +8,8 @@ __all__ = ['first_day', 'last_day', 'largest_id', 'most_classes', 'virtual_drive
            'check_reflectance_type', 'as_reflectance', 'flat_bands', 'accepted']
 
 # %% ../../nbs/sources/05_gates.ipynb #66ad69b6
-import math, re
+import math
+import re
 from pathlib import Path
 import numpy as np
 import rasterio
@@ -32,12 +33,10 @@ def _from_text(text):
 # %% ../../nbs/sources/05_gates.ipynb #8a079dd8
 def _from_object(value):
     "The day of a date, in whatever type it comes"
-    if isinstance(value, np.datetime64):
-        return value.astype('datetime64[D]')
+    if isinstance(value, np.datetime64): return value.astype('datetime64[D]')
     if hasattr(value, 'isoformat'):
         text = value.isoformat()
-        if text[:3]=='NaT': return np.datetime64('NaT')
-        return _from_text(text)
+        return np.datetime64('NaT') if text[:3]=='NaT' else _from_text(text)
     if isinstance(value, (int, np.integer)):
         value = str(value)                   # 20180301 is a day, 17591 is not
     if not isinstance(value, str):
@@ -53,7 +52,8 @@ def day_of(
     try:
         day = _from_object(value)
     except ValueError as e:
-        why = str(e) if str(e)[:3] in ('is ', 'has') else 'is not a day of the calendar'
+        why = str(e)
+        if why[:3] not in ('is ', 'has'): why = 'is not a day of the calendar'
         raise ValueError(f'{where}: the date {value!r} {why}; write 2018-03-01') from None
     if np.isnat(day):
         raise ValueError(f'{where}: a date is missing (NaT): add it, or leave the image out')
@@ -118,6 +118,7 @@ def _numbers(a, where):
     except (TypeError, ValueError):
         raise ValueError(f'{where} has to hold whole numbers: correct the file') from None
 
+# %% ../../nbs/sources/05_gates.ipynb #6937e771
 def check_classes_fit(
     names, # Of the classes
     where, # For the message
@@ -134,7 +135,8 @@ def check_bounds(
 ):
     "Raise `ValueError` unless they are four numbers, west before east and south before north"
     numbers = [v for v in bounds if isinstance(v, (int, float, np.number))]
-    if len(bounds)!=4 or len(numbers)!=4 or not all(map(math.isfinite, numbers)):
+    four = len(bounds)==len(numbers)==4
+    if not four or not all(map(math.isfinite, numbers)):
         raise ValueError(f'{where}: bounds {list(bounds)} are not four numbers: '
                          'write west, south, east, north')
     west,south,east,north = bounds
@@ -176,7 +178,8 @@ def _says_more(path):
     text = path.read_text(errors='replace')
     keys = re.findall('<MDI key="(.*?)"', text)
     tags = set(re.findall('<([A-Za-z]+)', text))
-    return bool(tags-_of_statistics) or not all(key.startswith('STATISTICS_') for key in keys)
+    other = [key for key in keys if not key.startswith('STATISTICS_')]
+    return bool(tags-_of_statistics or other)
 
 _of_statistics = set('PAMDataset PAMRasterBand Metadata MDI Histograms HistItem HistMin HistMax '
                      'BucketCount IncludeOutOfRange Approximate HistCounts'.split())
@@ -204,7 +207,7 @@ def as_reflectance(
     if nodata:
         missing = (a==nodata).any(axis, keepdims=True)
         if missing.any(): a = np.where(missing, 0, a)
-    low,high = (a.min(), a.max()) if a.size else (0, 0)
+    low, high = (a.min(), a.max()) if a.size else (0, 0)
     if low<0:
         raise ValueError(f'{where} holds negative values, such as {low}: declare the value that '
                          'means missing (gdal_edit.py -a_nodata), or set it to 0')
@@ -230,13 +233,13 @@ def accepted(
 )->list: # Lines, one for all files that are alike
     "Bands, type and declared nodata; raises `ValueError` for what is not readable"
     alike = {}
-    for path in map(Path, images): alike.setdefault(_kind_of(path), []).append(path.name)
+    for path in map(Path, images):
+        alike.setdefault(_kind_of(path), []).append(path.name)
     return [f'{len(names)} of {kind}, such as {names[0]}' for kind,names in alike.items()]
 
 # %% ../../nbs/sources/05_gates.ipynb #23bdff45
 def _kind_of(path):
     "Bands, type and nodata of a file in words"
-    fix = 'get it again from its source'
     try:
         if path.suffix.lower()=='.npy':
             a = np.load(path, mmap_mode='r')
@@ -247,4 +250,4 @@ def _kind_of(path):
             missing = '0 is missing' if f.nodata is None else f'nodata {f.nodata:g} becomes 0'
             return f'{f.count} bands of {types}, {missing}'
     except (RasterioError, EOFError) as e:
-        raise ValueError(f'{path} cannot be read ({e}): {fix}') from e
+        raise ValueError(f'{path} cannot be read ({e}): get it again from its source') from e

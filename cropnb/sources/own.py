@@ -7,18 +7,23 @@ __all__ = ['template', 'sentinel2_template', 'second_tables', 'write_template', 
            'Images', 'Stack', 'OwnTile']
 
 # %% ../../nbs/sources/03_own.ipynb #6992a3a1
-import functools, math, re, tomllib
+import functools
+import math
+import re
+import tomllib
 from glob import glob
 from pathlib import Path
-import geopandas as gpd, numpy as np, rasterio
+import geopandas as gpd
+import numpy as np
+import rasterio
 from rasterio.errors import RasterioError
 from rasterio.transform import from_bounds
 from rasterio.windows import Window
+from ..engine.bands import Sensor, ps_bands, s2_bands, sensors
 from .denethor import by_day, check_metres, grid_of, mapped_array, window_of
 from .gates import check_bounds, check_once, check_upright, day_of, days_of
 from .outlines import Outlines
 from .spectra import band_name, band_rows
-from ..engine.bands import Sensor, ps_bands, s2_bands, sensors
 
 # %% ../../nbs/sources/03_own.ipynb #a4be1649
 template = r'''# What lies in this folder. Paths are relative to it; * and ** are wildcards.
@@ -133,19 +138,23 @@ def _check_kind(
 ):
     "Raise `ValueError` for a value of another type"
     kind = type(default)
-    if kind in (int, float):
-        kind = (int, float)
-    number = kind==(int, float)
-    finite = number and isinstance(value, kind) and math.isfinite(value)
-    if finite and not isinstance(value, bool): return
-    if not number and isinstance(value, kind): return
+    if kind in (int, float): good = _is_finite(value)
+    else: good = isinstance(value, kind)
+    if good: return
     raise ValueError(f"{where} = {value!r} is not {_kinds.get(kind, 'a number')}")
 
+# %% ../../nbs/sources/03_own.ipynb #f9143d90
+def _is_finite(value):
+    "Is it a number? `True` is none"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+# %% ../../nbs/sources/03_own.ipynb #57bf49c6
 def _check_renames(classes, where):
     "Raise `ValueError` for a crop that is given a name that is no text"
     for old,new in classes.items():
-        if not (isinstance(new, str) and new.strip()):
-            raise ValueError(f'{where}: {old} = {new!r} is not a name in quotes')
+        if isinstance(new, str) and new.strip(): continue
+        raise ValueError(f'{where}: {old} = {new!r} is not a name in quotes')
 
 # %% ../../nbs/sources/03_own.ipynb #28f82f32
 def _fill(
@@ -155,15 +164,14 @@ def _fill(
 )->dict: # With the template's defaults
     "Raise `ValueError` for a key that is not known, or a value of another type"
     unknown = sorted(got.keys()-want)
-    if unknown:
-        raise ValueError(f"{where} has no key {', '.join(unknown)}: there are {', '.join(want)}")
+    if unknown: raise ValueError(
+        f"{where} has no key {', '.join(unknown)}: there are {', '.join(want)}")
     filled = dict(want)
     for key,value in got.items():
+        table = f'{where} [{key}]'
         _check_kind(value, want[key], f'{where}: {key}')
-        if key=='classes':
-            _check_renames(value, f'{where} [{key}]')
-        elif isinstance(value, dict):
-            value = _fill(value, want[key], f'{where} [{key}]')
+        if key=='classes': _check_renames(value, table)
+        elif isinstance(value, dict): value = _fill(value, want[key], table)
         filled[key] = value
     return filled
 
@@ -186,13 +194,12 @@ def _check_pattern(
 def _check_lists(sensor, where):
     "Raise `ValueError` for band names that are not text, or a place that is mirrored"
     for key in ('bands', 'use', 'dates'):
-        odd = [value for value in sensor[key] if isinstance(value, (list, dict, bool))]
-        if key!='dates':
-            odd = [value for value in sensor[key] if not isinstance(value, str)]
-        if odd:
-            raise ValueError(f'{where}: {key} holds {odd[0]!r}: write each in quotes')
-    if sensor['bounds']:
-        check_bounds(sensor['bounds'], f'{where}: bounds')
+        no_text = [value for value in sensor[key] if not isinstance(value, str)]
+        odd = no_text
+        if key=='dates':                     # TOML has dates of its own, without quotes
+            odd = [value for value in no_text if isinstance(value, (list, dict, bool))]
+        if odd: raise ValueError(f'{where}: {key} holds {odd[0]!r}: write each in quotes')
+    if sensor['bounds']: check_bounds(sensor['bounds'], f'{where}: bounds')
 
 # %% ../../nbs/sources/03_own.ipynb #88f9f643
 def _check_keys(
@@ -208,14 +215,15 @@ def _check_keys(
     for table in ('sentinel2', *second_tables):
         if table in keys: _check_sensor_keys(keys[table], f'{path} [{table}]')
 
+# %% ../../nbs/sources/03_own.ipynb #7aca6de3
 def _check_sensor_keys(keys, where):
     "Raise `ValueError` for a value that no sensor can have"
     if not (keys['files'] or keys['stack'] or keys['cube']):
         raise ValueError(f'{where}: files is empty: name them')
     for key in ('scale', 'cloud_max'):
-        if keys[key]<=0:
-            raise ValueError(f'{where}: {key} = {keys[key]} '
-                             'has to be above 0: 10000 for scale, 255 or 100 for cloud_max')
+        if keys[key]<=0: raise ValueError(
+            f'{where}: {key} = {keys[key]} '
+            'has to be above 0: 10000 for scale, 255 or 100 for cloud_max')
     if keys.get('max_days', 0)<0:
         raise ValueError(f"{where}: max_days = {keys['max_days']} is below 0")
     _check_lists(keys, where)
@@ -232,6 +240,7 @@ def _toml_of(path):
     except tomllib.TOMLDecodeError as e:
         raise ValueError(f'{path} is not TOML: {e}: correct that line') from e
 
+# %% ../../nbs/sources/03_own.ipynb #45477f3e
 def read_toml(
     path:Path, # scene.toml
 )->dict: # Its keys, with defaults
@@ -246,7 +255,8 @@ def read_toml(
     if len(extra)>1:
         raise ValueError(f"{path} has the tables [{'], ['.join(extra)}]: a scene has one second "
                          'sensor at a time; make a scene.toml for each')
-    filled = {key: value for key,value in filled.items() if key in got or key not in second_tables}
+    for table in second_tables:
+        if table not in got: del filled[table]
     _check_keys(filled, path)
     return filled
 
@@ -298,8 +308,8 @@ def _bands_of(
     known = sensors[table].bands if table in sensors else keys['bands']
     found = [name for name in known if band_name(name) in have]
     if found: return found
-    raise ValueError(f"{where}: bands names none of {', '.join(known)}: name them in the order "
-                     'of the file')
+    raise ValueError(f"{where}: bands names none of {', '.join(known)}: "
+                     'name them in the order of the file')
 
 # %% ../../nbs/sources/03_own.ipynb #a94f8bf3
 def _of_sentinel2(names, use, where):
@@ -308,7 +318,8 @@ def _of_sentinel2(names, use, where):
     found = [band for band in s2_bands if band in tidy]
     allowed = [] if use else ['B10']
     odd = [name for name,t in zip(names, tidy) if t not in s2_bands+allowed]
-    if not odd or len(found)==12 and not use: return found or s2_bands
+    whole = len(found)==12 and not use
+    if whole or not odd: return found or s2_bands
     raise ValueError(f"{where}: {', '.join(odd)} is not a band of Sentinel-2: there are "
                      f"{', '.join(s2_bands)}; name those to take in `use`")
 
@@ -384,7 +395,8 @@ def _check_scaled(
     seen = some[:,some.any(0)]
     if keys.get('unit')=='dB': return _check_decibels(seen, path)
     low = dn.max()==1
-    if not low and not (seen.size and seen.min()==65535): return
+    high = seen.size and seen.min()==65535
+    if not low and not high: return
     what = 'at most 0.0001' if low else 'at least 6.5'
     raise ValueError(f"{path}: every reflectance is {what} with scale = {keys['scale']} and "
                      f"offset = {keys['offset']}: correct them in scene.toml "
@@ -400,12 +412,13 @@ def _check_decibels(
     if not seen.size: return
     dB = np.median(seen)/100-100
     if seen.min()>=10_000 and dB<3:
-        raise ValueError(f'{path} holds linear power (no value below 0, the middle one {dB:.3f}), '
-                         'not decibels: convert it, dB = 10 x log10(power)')
+        raise ValueError(f'{path} holds linear power (no value below 0, the middle '
+                         f'one {dB:.3f}), not decibels: convert it, dB = 10 x log10(power)')
     if not -60<dB<30:
         raise ValueError(f'{path}: the middle value would be {dB:.0f} dB: '
                          'correct scale and offset, dB = (value + offset) / scale')
 
+# %% ../../nbs/sources/03_own.ipynb #097a604f
 def _check_number_type(
     dtypes, # Of the bands
     path:Path, # For the message
@@ -422,6 +435,10 @@ def _glob(
     found = glob(str(Path(root)/pattern), recursive=True)
     return sorted(Path(f) for f in found)
 
+def _files_by_day(root, pattern, date):
+    "Day -> file of this pattern; none where nothing matches"
+    return by_day([(file_date(f, date), f) for f in _glob(root, pattern)])
+
 # %% ../../nbs/sources/03_own.ipynb #78e0f07f
 class Images:
     "Images of one sensor, one a date, on one grid"
@@ -430,38 +447,35 @@ class Images:
         keys:dict, # Its table of scene.toml
         sensor:Sensor, # Its bands
     ):
-        files = _glob(root, keys['files'])
-        if not files:
-            raise FileNotFoundError(f"{root}: nothing matches {keys['files']}: "
-                                    'correct `files` in scene.toml')
-        days = by_day([(file_date(f, keys['date']), f) for f in files])
+        days = _files_by_day(root, keys['files'], keys['date'])
+        if not days: raise FileNotFoundError(
+            f"{root}: nothing matches {keys['files']}: correct `files` in scene.toml")
         self.keys, self.sensor = keys, sensor
         self.max_days = keys.get('max_days', 0)
         self.list = list(days.values())
         self.dates = np.array(list(days), 'datetime64[D]')
         self._look_at_first(self.list[0])
         self.masks = {}
-        if keys['clouds']:
-            self._find_clouds(root)
+        if keys['clouds']: self._find_clouds(root)
 
     def _look_at_first(self, first):
-        keys = self.keys
         with _open(first) as f:
             self.transform, self.shape, self.crs = grid_of(f)
-            self.rows = band_rows(keys['bands'] or f.descriptions, self.sensor.bands, first)
-        if not self.crs:
-            raise ValueError(f'{first} has no coordinate system: '
-                             'assign one (gdal_edit.py -a_srs EPSG:...)')
+            names = self.keys['bands'] or f.descriptions
+            self.rows = band_rows(names, self.sensor.bands, first)
+        if not self.crs: raise ValueError(
+            f'{first} has no coordinate system: '
+            'assign one (gdal_edit.py -a_srs EPSG:...)')
         check_upright(self.transform, first)
         check_metres(self.crs, first)
 
     def _find_clouds(self, root):
-        pattern,how = self.keys['clouds'],self.keys['date']
-        self.masks = by_day([(file_date(f, how), f) for f in _glob(root, pattern)])
+        pattern = self.keys['clouds']
+        self.masks = _files_by_day(root, pattern, self.keys['date'])
         missing = [str(day) for day in self.dates if day not in self.masks]
-        if missing:
-            raise FileNotFoundError(f"{root}: {pattern} has no image of {', '.join(missing[:5])}: "
-                                    'add it, or leave clouds = ""')
+        if missing: raise FileNotFoundError(
+            f"{root}: {pattern} has no image of {', '.join(missing[:5])}: "
+            'add it, or leave clouds = ""')
 
     def files(self)->list: # Paths
         "What is read"
@@ -497,17 +511,17 @@ def _rows_of(
     f, # One of them, open
 )->list: # Where the bands are in it, from 1
     "Raises `ValueError` for another grid or missing bands"
-    first = images.list[0].name
+    first, rows = images.list[0].name, images.rows
     if grid_of(f)!=(images.transform, images.shape, images.crs):
         raise ValueError(f'{f.name} lies on another grid, or in other coordinates, than {first}: '
                          'resample it')
-    rows = images.rows
     if not images.keys['bands']:
         rows = band_rows(f.descriptions, images.sensor.bands, f.name)
     if f.count<max(rows):
         raise ValueError(f'{f.name} has {f.count} bands, fewer than {first}: get it again')
     return rows
 
+# %% ../../nbs/sources/03_own.ipynb #18abf24b
 def _read(
     images:Images, # Of one sensor
     path:Path, # One of them
@@ -528,7 +542,7 @@ def _read(
 # %% ../../nbs/sources/03_own.ipynb #10279c8e
 def _read_rows(f, which, keys, window, step=512):
     "All bands of so many rows at once: bands are often side by side in a file"
-    left,top,width,height = map(int, window.flatten())
+    left, top, width, height = map(int, window.flatten())
     out = np.empty((len(which), height, width), 'uint16')
     for start in range(0, height, step):
         rows = min(step, height-start)
@@ -536,6 +550,7 @@ def _read_rows(f, which, keys, window, step=512):
         out[:,start:start+rows] = to_dn(a, keys, f.nodata, a.shape)
     return out
 
+# %% ../../nbs/sources/03_own.ipynb #ae279bf2
 def _tells(dn, shape):
     "Is this the whole image, or enough of it, to say that scale and offset are wrong?"
     return dn.shape[1:]==tuple(shape) or np.count_nonzero(dn[0])>10_000
@@ -574,6 +589,33 @@ def _certain(
                      'correct cloud_max in scene.toml, or declare what means missing')
 
 # %% ../../nbs/sources/03_own.ipynb #a0367775
+def _stack_dates(keys, root, name):
+    "Its days; raises `ValueError` for what is not said of a stack, or cannot be"
+    path = f'{root}/scene.toml'
+    missing = [key for key in ('bands', 'dates', 'bounds', 'crs') if not keys[key]]
+    if missing: raise ValueError(f"{path}: a stack needs {', '.join(missing)}")
+    where = f'{path} [{name}]'
+    dates = days_of(keys['dates'], f'{where}: dates')
+    check_once(dates, f'{where}: dates')
+    check_bounds(keys['bounds'], f'{where}: bounds')
+    check_metres(keys['crs'], f'{where}: crs')
+    return dates
+
+# %% ../../nbs/sources/03_own.ipynb #110ff25a
+def _stack_array(path, dates, bands):
+    "(date, row, column, band), mapped; raises `ValueError` for another shape or type"
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is missing: correct `stack` in scene.toml')
+    array = mapped_array(path)
+    shape = array.shape
+    good = len(shape)==4 and shape[::3]==(dates, bands)
+    if not good or not array.size:
+        raise ValueError(f'{path} has shape {shape}, '
+                         f'not ({dates} dates, row, column, {bands} bands)')
+    _check_number_type([array.dtype], path)
+    return array
+
+# %% ../../nbs/sources/03_own.ipynb #1c2d3ca3
 class Stack:
     "A year of a sensor in one array, mapped, with the interface of `Images`"
     def __init__(self,
@@ -581,38 +623,16 @@ class Stack:
         keys:dict, # Its table of scene.toml
         sensor:Sensor, # Its bands
     ):
-        missing = [key for key in ('bands', 'dates', 'bounds', 'crs') if not keys[key]]
-        if missing:
-            raise ValueError(f"{root}/scene.toml: a stack needs {', '.join(missing)}")
-        self.keys, self.sensor = keys, sensor
+        self.dates = _stack_dates(keys, root, sensor.name)
+        self.keys, self.sensor, self.crs = keys, sensor, keys['crs']
         self.max_days = keys.get('max_days', 0)
-        self.path = Path(root)/keys['stack']
-        self.list = [self.path]
-        self._check_place(f'{root}/scene.toml [{sensor.name}]')
-        if not self.path.exists():
-            raise FileNotFoundError(f'{self.path} is missing: correct `stack` in scene.toml')
-        self.array = mapped_array(self.path)
-        self._check_shape()
-        _check_number_type([self.array.dtype], self.path)
-        self.rows = band_rows(keys['bands'], sensor.bands, self.path)
-        self.crs = keys['crs']
+        path = Path(root)/keys['stack']
+        self.array = _stack_array(path, len(self.dates), len(keys['bands']))
+        self.list = [path]
+        self.rows = band_rows(keys['bands'], sensor.bands, path)
         self.shape = self.array.shape[1:3]
-        self.transform = from_bounds(*keys['bounds'], self.shape[1], self.shape[0])
-
-    def _check_place(self, where):
-        keys = self.keys
-        self.dates = days_of(keys['dates'], f'{where}: dates')
-        check_once(self.dates, f'{where}: dates')
-        check_bounds(keys['bounds'], f'{where}: bounds')
-        check_metres(keys['crs'], f'{where}: crs')
-
-    def _check_shape(self):
-        dates,bands = len(self.dates),len(self.keys['bands'])
-        shape = self.array.shape
-        if len(shape)==4 and shape[::3]==(dates, bands) and self.array.size:
-            return
-        raise ValueError(f'{self.path} has shape {shape}, '
-                         f'not ({dates} dates, row, column, {bands} bands)')
+        height, width = self.shape
+        self.transform = from_bounds(*keys['bounds'], width, height)
 
     def files(self)->list: # Paths
         "What is read"
@@ -625,9 +645,10 @@ class Stack:
     )->np.ndarray: # (row, column, band) uint16, as the sensor's unit is stored
         "One acquisition, or a window of it"
         window = self.array[i,rows,cols]
+        shape = (len(self.rows), *window.shape[:2])
         bands = (window[...,row-1] for row in self.rows)
-        dn = to_dn(bands, self.keys, None, (len(self.rows), *window.shape[:2]))
-        if _tells(dn, self.shape): _check_scaled(dn, self.path, self.keys)
+        dn = to_dn(bands, self.keys, None, shape)
+        if _tells(dn, self.shape): _check_scaled(dn, self.list[0], self.keys)
         return dn.transpose(1, 2, 0)
 
     def __getitem__(self, i):
@@ -638,6 +659,26 @@ class Stack:
         return None
 
 # %% ../../nbs/sources/03_own.ipynb #574b3fc2
+def _cube_of(root, table, keys, sensor):
+    "What is not said in scene.toml is left to the cube's own attributes"
+    from cropnb.sources.cube import Cube # here, since xarray takes a while to import
+    given = _toml_of(root/'scene.toml')[table]
+    found = _glob(root, given['cube'])
+    if not found: raise FileNotFoundError(
+        f"{root}: nothing matches {given['cube']}: correct `cube` in scene.toml")
+    images = Cube(found if len(found)>1 else found[0], sensor, given)
+    images.max_days = keys.get('max_days', 0)
+    return images
+
+# %% ../../nbs/sources/03_own.ipynb #96034eba
+def _images_of(root, table, keys):
+    "Images of a sensor: a cube, one array, or a file a date"
+    sensor = sensor_of(table, keys, f'{root}/scene.toml [{table}]')
+    if keys['cube']: return _cube_of(root, table, keys, sensor)
+    kind = Stack if keys['stack'] else Images
+    return kind(root, keys, sensor)
+
+# %% ../../nbs/sources/03_own.ipynb #1a383672
 class OwnTile:
     "A folder with scene.toml"
     def __init__(self,
@@ -662,33 +703,18 @@ class OwnTile:
         "Of the data"
         return self.toml['licence'] or 'not stated in scene.toml'
 
-    def _images(self, table):
-        keys = self.toml[table]
-        sensor = sensor_of(table, keys, f'{self.root}/scene.toml [{table}]')
-        if keys['cube']: return self._cube(table, sensor)
-        return (Stack if keys['stack'] else Images)(self.root, keys, sensor)
 
-    def _cube(self, table, sensor):
-        "What is not said in scene.toml is left to the cube's own attributes"
-        given = _toml_of(self.root/'scene.toml')[table]
-        from cropnb.sources.cube import Cube # here, since xarray takes a while to import
-        found = _glob(self.root, given['cube'])
-        if not found: raise FileNotFoundError(
-            f"{self.root}: nothing matches {given['cube']}: correct `cube` in scene.toml")
-        images = Cube(found if len(found)>1 else found[0], sensor, given)
-        images.max_days = self.toml[table].get('max_days', 0)
-        return images
 
     @functools.cached_property
     def first(self):
         "The Sentinel-2 images"
-        return self._images('sentinel2')
+        return _images_of(self.root, 'sentinel2', self.toml['sentinel2'])
 
     @functools.cached_property
     def second(self):
         "The images of the second sensor, or `None`"
-        table = [table for table in second_tables if table in self.toml]
-        return self._images(table[0]) if table else None
+        for table in second_tables:
+            if table in self.toml: return _images_of(self.root, table, self.toml[table])
 
     @property
     def images(self)->list:

@@ -20,7 +20,7 @@ def band_name(
     found = re.fullmatch(r'(?:band|b)[ _]*0*(\d+)(a?)', name)
     if found is None:
         return name.replace(' ', '_')
-    number,a = found.groups()
+    number, a = found.groups()
     return f'B{number}A' if a else f'B{int(number):02d}'
 
 # %% ../../nbs/sources/07_spectra.ipynb #2a6e58d2
@@ -32,10 +32,10 @@ def band_rows(
     "Bands by name; raises `ValueError` naming the file, what is missing and what there is"
     tidy = [band_name(name or '') for name in have]
     bad = [name for name in want if tidy.count(band_name(name))!=1]
-    if bad:
-        raise ValueError(f"{path}: band {', '.join(bad)} is missing or appears twice among "
-                         f"{', '.join(filter(None, tidy)) or 'no names at all'}; "
-                         'name them in scene.toml, as bands = [...] in the order of the file')
+    if bad: raise ValueError(
+        f"{path}: band {', '.join(bad)} is missing or appears twice among "
+        f"{', '.join(filter(None, tidy)) or 'no names at all'}; "
+        'name them in scene.toml, as bands = [...] in the order of the file')
     return [tidy.index(band_name(name))+1 for name in want]
 
 # %% ../../nbs/sources/07_spectra.ipynb #3435623c
@@ -57,9 +57,10 @@ def band_colours(
     sensor:Sensor, # Any
 )->dict: # blue, green, red, nir, swir1, swir2 -> its band, where it has one
     "Bands by what they see; a sensor of your own is asked for bands of these names"
-    own = {name: name for name in _colours['sentinel2']} | {b.lower(): b for b in sensor.bands}
+    colours = list(_colours['sentinel2'])
+    own = dict(zip(colours, colours)) | {b.lower(): b for b in sensor.bands}
     names = _colours.get(sensor.name, own)
-    found = {c: names[c] for c in _colours['sentinel2'] if names[c] in sensor.bands}
+    found = {c: names[c] for c in colours if names[c] in sensor.bands}
     if sensor.name=='sentinel2' and 'nir' not in found and 'B8A' in sensor.bands:
         found['nir'] = 'B8A'
     return found
@@ -85,26 +86,31 @@ def _by_colour(x, sensor):
     place = {c: sensor.bands.index(b) for c,b in band_colours(sensor).items()}
     return {c: x[:,i]/1e4 for c,i in place.items()}
 
+# %% ../../nbs/sources/07_spectra.ipynb #cf84777a
 def _plants(c): # Reflectance by colour -> (n,) which pixels are green plants
     "Near infrared far above red, and red not above green; not so bright that it is cloud"
-    return (c['nir']>.2) & (c['nir']>3*c['red']) & (c['green']>.8*c['red']) & (c['nir']<.8)
-
-def _reversed(x, sensor):
-    "Do plants appear when the bands are read from the end?"
-    as_named, turned = (_by_colour(a, sensor) for a in (x, x[:,::-1]))
-    named, found = _plants(as_named).sum(), _plants(turned).sum()
-    return found>=max(least_pixels, .1*len(x)) and named<.005*len(x)
+    green, red, nir = (c[name] for name in ('green', 'red', 'nir'))
+    bright = (nir>.2) & (nir<.8)
+    return bright & (nir>3*red) & (green>.8*red)
 
 # %% ../../nbs/sources/07_spectra.ipynb #1682cca2
+def _reversed(x, sensor):
+    "Do plants appear when the bands are read from the end?"
+    named = _plants(_by_colour(x, sensor)).sum()
+    turned = _plants(_by_colour(x[:,::-1], sensor)).sum()
+    return turned>=max(least_pixels, .1*len(x)) and named<.005*len(x)
+
 def _swapped(x, sensor):
     "Is bare ground bluer than it is red?"
     c = _by_colour(x, sensor)
-    steep = c['nir']/np.maximum(c['green'], 1e-4)
-    bare = (c['green']>.05) & (c['green']<.25) & (steep>1.2) & (steep<2.5)
+    green = c['green']
+    steep = c['nir']/np.maximum(green, 1e-4)
+    bare = (green>.05) & (green<.25) & (steep>1.2) & (steep<2.5)
     if bare.sum()<least_pixels: return False
     ratio = c['red'][bare]/np.maximum(c['blue'][bare], 1e-4)
     return np.median(ratio)<.8
 
+# %% ../../nbs/sources/07_spectra.ipynb #4e193d7d
 def check_order(
     x:np.ndarray, # (n, band) stored values of pixels of all seasons; 0 in every band is missing
     sensor:Sensor, # Whose
@@ -115,8 +121,9 @@ def check_order(
     if not _sees(sensor, 'blue green red nir'): return
     how = 'in reverse order' if _reversed(x, sensor) else ''
     if not how and _swapped(x, sensor): how = 'with red and blue swapped'
+    name, bands = sensor_title(sensor), ' '.join(sensor.bands)
     if how: raise ValueError(
-        f"{where}: {sensor_title(sensor)}'s bands look like {' '.join(sensor.bands)} {how}: "
+        f"{where}: {name}'s bands look like {bands} {how}: "
         'plants and bare ground have no such spectrum; correct `bands` in scene.toml')
 
 # %% ../../nbs/sources/07_spectra.ipynb #6d182a07
@@ -131,9 +138,11 @@ def order_warnings(
     if not _sees(sensor, 'green red nir'): return []
     green = x[_plants(_by_colour(x, sensor))]
     if len(green)<least_pixels: return []
-    median = dict(zip(sensor.bands, np.median(green, 0)))
-    pairs = _rising if sensor.name=='sentinel2' else ()
-    odd = [(a, b) for a,b in pairs if a in median and b in median and median[a]>1.1*median[b]]
-    start = f'   <- {sensor_title(sensor)}: over green plants'
-    return [f'{start} {a} ({median[a]/1e4:.3f}) is brighter than {b} ({median[b]/1e4:.3f}): '
-            'are the bands in the right order?' for a,b in odd]
+    median = dict(zip(sensor.bands, np.median(green, 0)/1e4))
+    said = []
+    for a,b in _rising if sensor.name=='sentinel2' else ():
+        if not {a, b}<=median.keys() or not median[a]>1.1*median[b]: continue
+        said.append(
+            f'   <- {sensor_title(sensor)}: over green plants {a} ({median[a]:.3f}) is '
+            f'brighter than {b} ({median[b]:.3f}): are the bands in the right order?')
+    return said

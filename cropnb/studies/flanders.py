@@ -8,7 +8,8 @@ __all__ = ['flanders_crops', 'flanders_licence', 'flanders_sensors', 'patch_file
 
 # %% ../../nbs/studies/06_flanders.ipynb #14f6ee56
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from ..data import OnDisk
 from ..engine.bands import band_groups, sensors
 from ..prepare.pairs import match_days, window_centre
@@ -35,10 +36,15 @@ def patch_files(
     found = {}
     for name,start in kinds.items():
         for file in sorted(Path(folder).glob(f'{start}*.nc')):
-            place = file.name.split('_32631_')[0].rpartition('_')[2]
-            found.setdefault(place, {}).setdefault(name, []).append(file)
+            patch = found.setdefault(_place_of(file), {})
+            patch.setdefault(name, []).append(file)
     return found
 
+def _place_of(file):
+    "Number of the patch, which is what the name has before the zone"
+    return file.name.split('_32631_')[0].rpartition('_')[2]
+
+# %% ../../nbs/studies/06_flanders.ipynb #b7b0174f
 def patch_cube(
     files:dict, # Of one patch, from `patch_files`
     name:str, # sentinel2 | landsat | sentinel1
@@ -46,7 +52,8 @@ def patch_cube(
     "One sensor of one patch"
     sensor = flanders_sensors[name]
     if name=='sentinel2' and len(files[name])==1:      # the 20 m bands alone
-        sensor = sensor.pick([b for b in sensor.bands if b not in band_groups['10m']])
+        coarse = [b for b in sensor.bands if b not in band_groups['10m']]
+        sensor = sensor.pick(coarse)
     keys = dict(same_day='merge', highest=0 if name=='sentinel1' else 20_000)
     return Cube(files[name], sensor, keys)
 
@@ -76,14 +83,18 @@ def parcel_means(
 )->pd.DataFrame: # Date -> mean of each band over clear pixels, reflectance or dB; NaN if none is
     "A season of the pixels whose centre lies in the parcel"
     ids = rasterise(parcel.to_crs(cube.crs), cube.transform, cube.shape)
-    rows, cols = (slice(at.min(), at.max()+1) for at in np.nonzero(ids>=0))
-    inside = ids[rows,cols]>=0
-    means = [_mean(cube, i, rows, cols, inside) for i in range(len(cube))]
+    row, col = np.nonzero(ids>=0)
+    rows = slice(row.min(), row.max()+1)
+    cols = slice(col.min(), col.max()+1)
+    window = rows, cols
+    inside = ids[window]>=0
+    means = [_mean(cube, i, window, inside) for i in range(len(cube))]
     return pd.DataFrame(means, pd.to_datetime(cube.dates), cube.sensor.bands)
 
-def _mean(cube, i, rows, cols, inside):
-    x = cube.read(i, rows, cols)
-    cloud = cube.clouds(i, rows, cols)
+# %% ../../nbs/studies/06_flanders.ipynb #76174234
+def _mean(cube, i, window, inside):
+    x = cube.read(i, *window)
+    cloud = cube.clouds(i, *window)
     good = inside & x.any(2)
     if cloud is not None: good &= cloud==0
     if good.sum()<inside.sum()/2: return np.full(x.shape[2], np.nan)
@@ -98,16 +109,23 @@ def clear_pixels(
     least:int=200, # Clear pixels of a date, to count
 ): # Yields the day and (n, band) stored values of either sensor
     "Pixels that both sensors saw, without cloud where that is known"
-    row, col = np.indices(first.shape).reshape(2, -1)
-    at = window_centre(first.transform, second.transform, row, col)
-    inside = (at[0]>=0) & (at[0]<second.shape[0]) & (at[1]>=0) & (at[1]<second.shape[1])
-    row, col, there = row[inside], col[inside], tuple(a[inside] for a in at)
+    here, there = _shared_pixels(first, second)
     for i,j in enumerate(match_days(first.dates, second.dates, max_days)):
         if j is None: continue
-        x, y = first[i][row,col], second[j][there]
-        good = x.any(1) & y.any(1) & (first.clouds(i)[row,col]==0)
-        if second.clouds(j) is not None: good &= second.clouds(j)[there]==0
+        x, y = first[i][here], second[j][there]
+        good = x.any(1) & y.any(1) & (first.clouds(i)[here]==0)
+        cloud = second.clouds(j)
+        if cloud is not None: good &= cloud[there]==0
         if good.sum()>=least: yield first.dates[i], x[good], y[good]
+
+# %% ../../nbs/studies/06_flanders.ipynb #bec96c72
+def _shared_pixels(first, second):
+    "(rows, columns) of one image, and of the other where the centres of these pixels lie"
+    here = np.indices(first.shape).reshape(2, -1)
+    there = np.stack(window_centre(first.transform, second.transform, *here))
+    size = np.array(second.shape)[:,None]
+    inside = ((there>=0) & (there<size)).all(0)
+    return tuple(here[:,inside]), tuple(there[:,inside])
 
 # %% ../../nbs/studies/06_flanders.ipynb #c86724ff
 _scene = '''name = "Flanders, {second}"
@@ -137,10 +155,20 @@ same_day = "merge"
 max_days = 3
 ''')
 
+# %% ../../nbs/studies/06_flanders.ipynb #39557a3b
 def _pattern(files): # One path for all files of a sensor
-    place = files[0].name.split('_32631_')[0].rpartition('_')[2]
-    start = files[0].name.split('_')[0]
-    return (files[0].resolve().parent/f'{start}_*{place}*.nc').as_posix()
+    first = files[0].resolve()
+    place, start = _place_of(files[0]), files[0].name.split('_')[0]
+    return (first.parent/f'{start}_*{place}*.nc').as_posix()
+
+def _scene_text(files, second):
+    "scene.toml of a patch"
+    names = {name: _pattern(files[name]) for name in ('sentinel2', second) if name in files}
+    bands = dict(
+        use=list(flanders_sensors['sentinel2'].bands),
+        bands=list(flanders_sensors['landsat'].bands))
+    text = _scene+(_second[second] if second in files else '')
+    return text.format(second=second, licence=flanders_licence, **bands, **names)
 
 def write_patch(
     folder:Path, # Where scene.toml and parcels.gpkg go
@@ -154,15 +182,10 @@ def write_patch(
     parcels = patch_parcels(files)
     if crops: parcels = parcels[parcels.crop.isin(crops)]
     parcels.to_file(folder/'parcels.gpkg')
-    names = {name: _pattern(files[name]) for name in ('sentinel2', second) if name in files}
-    bands = dict(
-        use=list(flanders_sensors['sentinel2'].bands),
-        bands=list(flanders_sensors['landsat'].bands))
-    text = _scene+(_second[second] if second in files else '')
-    text = text.format(second=second, licence=flanders_licence, **bands, **names)
-    (folder/'scene.toml').write_text(text)
+    (folder/'scene.toml').write_text(_scene_text(files, second))
     return folder
 
+# %% ../../nbs/studies/06_flanders.ipynb #628858e2
 def flanders_data(
     folder:Path, # Where the scenes go
     patches:dict, # From `patch_files`
