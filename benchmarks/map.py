@@ -68,9 +68,9 @@ class WideScene:
     def fields(self, crs=None): return self.tile.fields(crs)
     def __getattr__(self, name): return getattr(self.tile, name)
 
-def gemm_peak(seconds=2):
+def gemm_peak(seconds=2, kind=torch.float32):
     "Flop a second of the processor, of matrix products of the encoder's size"
-    a,b = torch.randn(4096, 256), torch.randn(256, 256)
+    a,b = torch.randn(4096, 256).to(kind), torch.randn(256, 256).to(kind)
     start,n = time.process_time(), 0
     while time.process_time()-start<seconds:
         a@b

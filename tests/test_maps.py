@@ -2,6 +2,7 @@
 import os, shutil, signal, subprocess, sys, time
 from types import SimpleNamespace
 import geopandas as gpd, numpy as np, pytest, rasterio, torch
+from rasterio.errors import RasterioIOError
 from rio_cogeo.cogeo import cog_validate
 from conftest import root
 from cropnb.cli import main
@@ -29,15 +30,17 @@ def world(tmp_path_factory):
 
 class View:
     "Images of a tile as another would give them: some pixels missing, some that cannot be read"
-    def __init__(self, images, missing=None, broken=None, **other):
-        self.images,self.missing,self.broken = images,missing,broken
+    def __init__(self, images, missing=None, broken=None, mistake=None, **other):
+        self.images,self.missing,self.broken,self.mistake = images,missing,broken,mistake
         self.sensor,self.dates,self.shape = images.sensor,images.dates,images.shape
         self.transform,self.crs = images.transform,images.crs
         self.__dict__.update(other)
 
     def read(self, i, rows, cols):
         if self.broken and self.broken[0] in _span(rows) and self.broken[1] in _span(cols):
-            raise ValueError(f'image-{i}.tif cannot be read: get it again')
+            damage = RasterioIOError('TIFFReadEncodedTile() failed')
+            raise ValueError(f'image-{i}.tif cannot be read: get it again') from damage
+        if self.mistake: raise self.mistake
         x = np.array(self.images.read(i, rows, cols))
         if self.missing:
             row,col = np.ogrid[rows,cols]
@@ -139,12 +142,80 @@ def test_a_corrupt_block_is_a_gap(world, tmp_path, capfd):
     assert (gap[lost]==unseen).all() and found['lost']==832==int(tags['lost_pixels'])
     assert lost[32:64,64:90].all() and lost.sum()==832
 
+def test_embeddings_around_a_corrupt_block(world, tmp_path, capfd):
+    scene = scene_like(world, broken=(40, 70))
+    found = embed_raster(world.encoder, scene, tmp_path/'z.tif', block=32)
+    assert 'image-0.tif cannot be read' in capfd.readouterr().out
+    with rasterio.open(tmp_path/'z.tif') as f: gone = (f.read()==no_value).all(0)
+    assert found['lost']==gone.sum()==832
+
+def geotiffs(tile, folder):
+    "The tile's images as files of small compressed tiles, and its parcels"
+    images = tile.first
+    (folder/'s2').mkdir(parents=True)
+    height,width = images.shape
+    how = dict(driver='GTiff', dtype='uint16', count=12, height=height, width=width, tiled=True,
+               blockxsize=32, blockysize=32, compress='deflate', interleave='pixel')
+    for i,day in enumerate(images.dates):
+        x = images.read(i, slice(None), slice(None))
+        with rasterio.open(folder/'s2'/f'{day}.tif', 'w', crs=images.crs,
+                           transform=images.transform, **how) as f: f.write(x.transpose(2, 0, 1))
+    fields = tile.fields(images.crs)
+    fields['crop'] = [tile.classes[c-1] for c in fields.crop]
+    fields.to_parquet(folder/'parcels.parquet')
+    bands = str(list(images.sensor.bands)).replace("'", '"')
+    (folder/'scene.toml').write_text(f'''name = "files"
+[parcels]
+file = "parcels.parquet"
+[sentinel2]
+files = "s2/*.tif"
+bands = {bands}
+''')
+    return folder
+
+def test_a_damaged_file(world, tmp_path, capfd):
+    scene = geotiffs(as_scene(world.scene), tmp_path/'scene')
+    world.model.map(scene, tmp_path/'whole.tif', block=32)
+    image = sorted((scene/'s2').glob('*.tif'))[3]
+    with rasterio.open(image) as f: start = int(f.get_tag_item('BLOCK_OFFSET_1_1', 'TIFF', bidx=1))
+    data = bytearray(image.read_bytes())
+    data[start+20:start+220] = bytes(200)
+    image.write_bytes(data)
+    found = world.model.map(scene, tmp_path/'gap.tif', block=32)
+    said = capfd.readouterr().out
+    assert f'sentinel2 of {image.stem}' in said and f'{image.name} cannot be read' in said
+    with rasterio.open(tmp_path/'whole.tif') as f: whole = f.read(1)
+    with rasterio.open(tmp_path/'gap.tif') as f: gap = f.read(1)
+    assert found['lost']==32*32 and (gap[32:64,32:64]==unseen).all()
+    assert (gap!=whole).sum()==32*32
+
+mistakes = dict(value=ValueError('operands could not be broadcast'), key=KeyError('B99'),
+                unfinished=NotImplementedError('later'))
+
+@pytest.mark.parametrize('name', mistakes)
+def test_a_mistake_is_no_gap(world, tmp_path, name):
+    mistake = mistakes[name]
+    scene = scene_like(world, mistake=mistake)
+    with pytest.raises(type(mistake), match=mistake.args[0]):
+        world.model.map(scene, tmp_path/'a.tif', block=32)
+    assert not (tmp_path/'a.tif').exists()
+
 def test_a_part_of_the_season(world, tmp_path, capfd):
     world.model.map(world.scene, tmp_path/'a.tif', until='2018-06-30', days=10)
     assert 'not on seasons cut at random' in capfd.readouterr().out
     with rasterio.open(tmp_path/'a.tif') as f: assert '2018-01-02 to' in f.tags()['season']
     with pytest.raises(ValueError, match='has no date'):
         world.model.map(world.scene, tmp_path/'b.tif', until='2017-06-30')
+
+def test_means_of_many_days(world, tmp_path, capfd):
+    model = fit_scene(world.scene, world.encoder, tmp_path/'m', pixels=6, epochs=1, days=60)
+    capfd.readouterr()
+    model.map(world.scene, tmp_path/'a.tif')
+    assert 'neither its scores' not in capfd.readouterr().out
+    with rasterio.open(tmp_path/'a.tif') as f: assert f.tags()['composites']=='60'
+    world.model.map(world.scene, tmp_path/'b.tif', days=60)
+    said = capfd.readouterr().out
+    assert 'fitted on single dates, and reads means of 60 days here' in said
 
 def test_inside_of_parcels(world, tmp_path):
     parcels = tmp_path/'a.parquet'
@@ -201,6 +272,33 @@ def test_an_output_that_is_there(world, tmp_path):
     assert (tmp_path/'a.tif').read_text()=='mine'
     world.model.map(world.scene, tmp_path/'a.tif', force=True)
     assert cog_validate(tmp_path/'a.tif', quiet=True)[0]
+
+# ---------------------------------------------------------------- two fits, one folder
+slow_fit = '''
+import sys, time
+from cropnb.maps import fit
+def never(*args): time.sleep(100)
+fit.train_base = never
+fit.fit_scene(sys.argv[1], sys.argv[2], sys.argv[3], pixels=6, epochs=1)
+'''
+
+def test_two_fits_into_one_folder(world, tmp_path):
+    out = tmp_path/'model'
+    words = [sys.executable, '-c', slow_fit, world.scene, world.encoder, out]
+    first = subprocess.Popen(words, cwd=root)
+    end = time.time()+120
+    while not (tmp_path/'model.part'/'test.h5').exists() and time.time()<end: time.sleep(.1)
+    command = ['fit', str(world.scene), '--encoder', str(world.encoder), '--out', str(out),
+               '--pixels', '6', '--epochs', '1']
+    try:
+        with pytest.raises(SystemExit, match=f'another run is writing {out}'): main(command)
+        assert (tmp_path/'model.part'/'test.h5').exists() and not out.exists()
+    finally:
+        first.kill()
+        first.wait()
+    main(command)                          # the lock went with the process
+    assert sorted(f.name for f in tmp_path.iterdir())==['model']
+    assert (out/'card.json').exists()
 
 # ---------------------------------------------------------------- command line
 def test_commands(world, tmp_path, capsys):

@@ -9,11 +9,8 @@ __all__ = ['map_commands', 'add_map_commands', 'find_encoder', 'do_fit', 'do_map
 from pathlib import Path
 from ..engine.files import runs_dir
 
-# %% ../../nbs/maps/09_commands.ipynb #35628afd
-def add_map_commands(
-    commands, # From `ArgumentParser.add_subparsers`
-):
-    "The three commands and their options"
+# %% ../../nbs/maps/09_commands.ipynb #ab74e78d
+def _add_fit(commands):
     fit = commands.add_parser('fit', help="a model from the scene's labelled parcels")
     fit.add_argument('folder', help='the scene')
     fit.add_argument('--encoder', required=True, help='its file, or folder, or id in runs/pretrain')
@@ -25,9 +22,12 @@ def add_map_commands(
     fit.add_argument('--early', action='store_true', help='for maps during the season')
     fit.add_argument('--clouds', default='all', choices=('all', 'clear'))
     fit.add_argument('--buffer', type=float, default=0, help='m to leave out along borders')
+    fit.add_argument('--days', type=int, default=0, help='means of so many days: cheaper maps')
     fit.add_argument('--seed', type=int, default=0)
     fit.add_argument('--force', action='store_true', help='make it again')
 
+# %% ../../nbs/maps/09_commands.ipynb #6a8a3336
+def _add_map(commands):
     draw = commands.add_parser('map', help='classes of a scene as a GeoTIFF')
     draw.add_argument('folder', help='the scene')
     draw.add_argument('model', help='folder from `cropnb fit`')
@@ -37,10 +37,12 @@ def add_map_commands(
     draw.add_argument('--parcels', help='crops.gpkg, .parquet or .geojson')
     draw.add_argument('--within', action='store_true', help='inside of parcels alone')
     draw.add_argument('--level', type=float, default=.9, help='of the sets: 0.8, 0.9 or 0.95')
-    draw.add_argument('--days', type=int, default=0, help='means of so many days: faster')
+    draw.add_argument('--days', type=int, default=0, help='means of so many days; 0: as in fit')
     draw.add_argument('--bf16', action='store_true', help='the encoder in bfloat16: faster')
     _add_shared(draw)
 
+# %% ../../nbs/maps/09_commands.ipynb #fdfab2cd
+def _add_embed(commands):
     embed = commands.add_parser('embed', help='embeddings of a scene as a GeoTIFF or Zarr')
     embed.add_argument('folder', help='the scene')
     embed.add_argument('encoder', help='its file, or folder, or id in runs/pretrain')
@@ -49,6 +51,7 @@ def add_map_commands(
     embed.add_argument('--clouds', default='all', choices=('all', 'clear'))
     _add_shared(embed)
 
+# %% ../../nbs/maps/09_commands.ipynb #0eaedc08
 def _add_shared(sub):
     sub.add_argument('--until', default='', help='last day to use, such as 2023-06-30')
     sub.add_argument('--since', default='', help='first day to use')
@@ -57,6 +60,12 @@ def _add_shared(sub):
     sub.add_argument('--workers', type=int, default=1, help='processes')
     sub.add_argument('--scheduler', default='', help='of Dask: its address, or its file')
     sub.add_argument('--force', action='store_true', help='write over what is there')
+
+def add_map_commands(
+    commands, # From `ArgumentParser.add_subparsers`
+):
+    "The three commands and their options"
+    for add in (_add_fit, _add_map, _add_embed): add(commands)
 
 # %% ../../nbs/maps/09_commands.ipynb #ed4f4441
 def find_encoder(
@@ -79,16 +88,19 @@ def _with_client(a, work):
     from cropnb.engine.workers import connect
     with connect(scheduler=a.scheduler) as client: return work(client)
 
+# %% ../../nbs/maps/09_commands.ipynb #4dafc5f0
 def do_fit(
     a, # Parsed words
 )->list: # Lines to print
     "Fit a model and say what it scores on fields that were never used"
     from cropnb.maps.fit import fit_scene          # here, so that `cropnb check` starts at once
-    names = 'family', 'pixels', 'epochs', 'position', 'early', 'clouds', 'buffer', 'seed', 'force'
+    names = 'family', 'pixels', 'epochs', 'position', 'early', 'clouds', 'buffer', 'days'
+    names += 'seed', 'force'
     chosen = {name: getattr(a, name) for name in names}
     model = fit_scene(a.folder, find_encoder(a.encoder), a.out, **chosen)
     return [*model.summary(), f'{a.out}: `cropnb map {a.folder} {a.out} --out crops.tif`']
 
+# %% ../../nbs/maps/09_commands.ipynb #8bb6bd49
 def do_map(
     a, # Parsed words
 )->list: # Lines to print
@@ -100,10 +112,12 @@ def do_map(
     model = MapModel(a.model)
     def work(client): return map_scene(model, a.folder, a.out, client=client, **chosen)
     found = _with_client(a, work)
-    lines = [f'{name:16s} {n:12,d} pixels' for name,n in found['classes'].items()]
+    number = found['classes'].items()
+    lines = [f'{name:16s} {n:12,d} pixels' for name,n in number]
     rest = [f'{found[k]:,d} {k}' for k in ('not_seen', 'outside', 'lost')]
     return [*lines, ', '.join(rest).replace('_', ' '), a.out]
 
+# %% ../../nbs/maps/09_commands.ipynb #bc85cde5
 def do_embed(
     a, # Parsed words
 )->list: # Lines to print

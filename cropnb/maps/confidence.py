@@ -109,6 +109,7 @@ def coverage_of(
     covered, size = sets[np.arange(len(y)),y], sets.sum(1)
     return float((w*covered).sum()), float((w*size).sum())
 
+# %% ../../nbs/maps/04_confidence.ipynb #cf7a4446
 def coverage_of_splits(
     p:np.ndarray, # (n, classes) probabilities, of fields that were not trained on
     y:np.ndarray, # (n,) true class, from 0
@@ -124,7 +125,8 @@ def coverage_of_splits(
         used = _half(y, field, rng)
         for level in levels:
             t = class_thresholds(p[used], y[used], field[used], level)
-            share,size = coverage_of(sets_of(p[~used], t), y[~used], field[~used])
+            sets = sets_of(p[~used], t)
+            share,size = coverage_of(sets, y[~used], field[~used])
             can = int((t<unattainable).sum())
             rows.append(dict(split=split, level=level, covered=share, size=size, attainable=can))
     return pd.DataFrame(rows)
@@ -133,7 +135,8 @@ def _half(y, field, rng):
     "Samples of half of the fields of each class"
     ids, first = np.unique(field, return_index=True)
     mixed = rng.permutation(len(ids))
-    used = [ids[mixed][y[first][mixed]==c][::2] for c in np.unique(y)]
+    ids, crop = ids[mixed], y[first][mixed]
+    used = [ids[crop==c][::2] for c in np.unique(y)]
     return np.isin(field, np.concatenate(used))
 
 # %% ../../nbs/maps/04_confidence.ipynb #bec0ad89
@@ -182,6 +185,7 @@ class Confidence:
         "Is a season unlike anything learned?"
         return distance(z, self.mean, self.axes)>self.limit
 
+# %% ../../nbs/maps/04_confidence.ipynb #d50ef589
 def calibrate(
     scores:np.ndarray, # (n, classes) of calibration fields
     z:np.ndarray, # (n, F) their mean embeddings

@@ -89,15 +89,18 @@ def parcel_table(
     n = tally['votes'].sum(1)
     mean = tally['sums']/np.maximum(n, 1)[:,None]/10_000
     order = np.argsort(-mean, axis=1, kind='stable')
-    first,second = order[:,0], order[:,min(1, len(classes)-1)]
+    next_best = min(1, len(classes)-1)             # where there is one class, the same
+    first,second = order[:,0], order[:,next_best]
     rows, names = np.arange(len(n)), np.array(classes, object)
     voted = tally['votes'].argmax(1)
+    votes = tally['votes'][rows,voted]/np.maximum(n, 1)
     table = pd.DataFrame(dict(
         field_id=tally['field'], pixels=n,
         mapped=names[first], share=mean[rows,first].round(4),
         second=names[second], second_share=mean[rows,second].round(4),
-        voted=names[voted], votes=(tally['votes'][rows,voted]/np.maximum(n, 1)).round(4)))
-    for i,name in enumerate(classes): table[f'p_{name}'] = mean[:,i].round(4)
+        voted=names[voted], votes=votes.round(4)))
+    columns = [f'p_{name}' for name in classes]
+    table[columns] = mean.round(4)
     known = np.array([None, *classes], object)[fields.crop.to_numpy()]
     out = fields.drop(columns='crop').assign(crop=known).merge(table, 'left', 'field_id')
     return out.assign(pixels=out.pixels.fillna(0).astype(int))

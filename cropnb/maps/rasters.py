@@ -86,6 +86,7 @@ def _name_classes(f, classes):
     other = {f'class_{outside}': 'outside the parcels', f'class_{unseen}': 'not seen'}
     f.update_tags(1, **named, **other)
 
+# %% ../../nbs/maps/02_rasters.ipynb #9c50bbbc
 def write_window(
     f, # From `open_plain`
     values:np.ndarray, # (band, row, column)

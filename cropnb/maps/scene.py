@@ -21,8 +21,8 @@ from ..encoder import Encoder, load_encoder
 from ..engine.names import hash_file
 from ..engine.records import commit
 from ..features import day_of_year
-from .blocks import as_scene, blocks_of, composites
-from .blocks import order_of, season_of, shown_dates, square, squares_in
+from .blocks import Unreadable, as_scene, blocks_of, composites, order_of
+from .blocks import season_of, shown_dates, square, squares_in, state_of
 from .fit import MapModel, encoder_bands
 from .fit import fit_scene # noqa: F401, for `cropnb.fit`: its models can map
 from .networks import SeasonNet, front_of, mean_by_pixel, seen_values
@@ -123,8 +123,12 @@ class _MapBlocks:
         if self.job.trust:
             size = sure.sets(p, self.job.level).sum(1)
             put['trust'] = np.stack([as_shares(p.max(1)), size, sure.unlike(z)], 1)
-        for name in out.keys() & put: out[name][:,r,c][:,seen] = put[name].T
+        for name,values in put.items():
+            if name not in out: continue
+            part = out[name][:,r,c]                # a view
+            part[:,seen] = values.T
 
+# %% ../../nbs/maps/07_scene.ipynb #661ea7d9
 def every_parcel(
     tile, # From `as_scene`
     crs, # To project to
@@ -135,6 +139,7 @@ def every_parcel(
     if not len(more): return fields
     return pd.concat([fields, more.assign(crop=0)[['field_id', 'crop', 'geometry']]])
 
+# %% ../../nbs/maps/07_scene.ipynb #dd907f7f
 def _empty_block(shape, classes, job):
     "Nothing seen yet"
     out = dict(classes=np.full((1, *shape), unseen, 'uint8'))
@@ -151,7 +156,7 @@ def _finished(out, ids, job):
     if not job.shares: out.pop('shares', None)
     return out | dict(count=np.bincount(codes, minlength=256))
 
-# %% ../../nbs/maps/07_scene.ipynb #9eb57655
+# %% ../../nbs/maps/07_scene.ipynb #876a9db4
 def map_scene(
     model:MapModel, # From `fit_scene`, or `MapModel(folder)`
     scene, # Folder, simulated scene, or open tile
@@ -163,7 +168,7 @@ def map_scene(
     since:str='', # First day to use
     within:bool=False, # Map the inside of parcels alone; the rest is 254
     level:float=.9, # Of the sets in `confidence`: .8 | .9 | .95
-    days:int=0, # Mean of so many days in place of every date; 0: every date
+    days:int=0, # Mean of so many days in place of every date; 0: as the model was fitted
     bf16:bool=False, # The encoder in bfloat16
     block:int=256, # Side of a block, in pixels: memory grows with it
     workers:int=1, # Processes of this machine
@@ -176,14 +181,16 @@ def map_scene(
     images = tile.first
     grid = images.transform, tuple(images.shape), _crs_of(images)
     shown = shown_dates(images.dates, until, since) & check_calendar(model.what, images.dates)
-    _check_choice(model, confidence, level, shown, images.dates, until, tile)
+    days = days or model.what.get('days', 0)
+    _check_choice(model, confidence, level, shown, tile)
+    _warn_of(model.what, shown, images.dates, until, days, tile)
     job = MapJob(model.folder, _light(scene), shown, bool(probabilities), bool(confidence),
                  bool(parcels), within, level, days, bf16, part)
     tags = _tags_of(model, images, shown, job)
     layers = _map_layers(model.classes, tags, out, probabilities, confidence, level)
     check_outputs(layers, grid[1], force)
     if parcels: _check_parcels(parcels, force)
-    plan = dict(tags, block=block, job=_plain(job), files=_state_of(tile), grid=str(grid))
+    plan = dict(tags, block=block, job=_plain(job), files=state_of(tile), grid=str(grid))
     with part_folder(out, plan) as folder:
         blocks = blocks_of(grid[1], block)
         lost = do_blocks(job, blocks, folder, workers, client)
@@ -196,6 +203,7 @@ def map_scene(
     return _report(found, model.classes, lost, blocks)
 MapModel.map = map_scene
 
+# %% ../../nbs/maps/07_scene.ipynb #31e65fd5
 def _crs_of(images):
     if images.crs: return images.crs
     raise ValueError('The scene has no coordinate system: '
@@ -205,8 +213,8 @@ def _light(scene):
     "What a process can open for itself"
     return scene.get() if hasattr(scene, 'get') else scene
 
-def _check_choice(model, confidence, level, shown, dates, until, tile):
-    "Raise `ValueError` for what cannot be given; say what weakens the map"
+def _check_choice(model, confidence, level, shown, tile):
+    "Raise `ValueError` for what cannot be given"
     sure = model.confidence
     if confidence and not sure: raise ValueError(
         f'{model.folder} has no confidence.safetensors: `cropnb fit` makes models that have')
@@ -214,32 +222,42 @@ def _check_choice(model, confidence, level, shown, dates, until, tile):
         f'level={level} was not calibrated: take one of {", ".join(map(str, sure.levels))}')
     order_of(tile.first, encoder_bands(model.encoder))
     if not shown.any(): raise ValueError('No date is left: look at `until` and the season')
-    late = dates[~shown]
-    if len(late): print(f'{shown.sum()} of {len(dates)} dates are used', flush=True)
-    if until and not model.what.get('early'):
-        print('The model was trained on whole seasons, not on seasons cut at random: '
-              'its confidence does not hold for a part of one', flush=True)
-    here, there = tile.level, model.what.get('level', tile.level)
-    if here!=there: print(f'The scene is {here}, and the model was trained on {there}: '
-                          'its confidence does not hold', flush=True)
 
+# %% ../../nbs/maps/07_scene.ipynb #7378f691
+def _warn_of(what, shown, dates, until, days, tile):
+    "Say what weakens the map"
+    n, used = len(dates), shown.sum()
+    level, own = what.get('level', tile.level), what.get('days', 0)
+    if used<n: print(f'{used} of {n} dates are used', flush=True)
+    if until and not what.get('early'): print(
+        'The model was trained on whole seasons, not on seasons cut at random: '
+        'its confidence does not hold for a part of one', flush=True)
+    if days!=own: print(
+        f'The model was fitted on {_kind_of(own)}, and reads {_kind_of(days)} here: '
+        'neither its scores nor its confidence hold', flush=True)
+    if tile.level!=level: print(
+        f'The scene is {tile.level}, and the model was trained on {level}: '
+        'its confidence does not hold', flush=True)
+
+def _kind_of(days):
+    return f'means of {days} days' if days else 'single dates'
+
+# %% ../../nbs/maps/07_scene.ipynb #c9de502b
 def _check_parcels(path, force):
     check_parcel_name(path)
     if Path(path).exists() and not force: raise FileExistsError(
         17, f'{path} is there already: --force writes it again', str(path))
 
-# %% ../../nbs/maps/07_scene.ipynb #bad5cec0
+# %% ../../nbs/maps/07_scene.ipynb #4dfdb2cf
 def _plain(job):
     "A job as JSON"
     kept = {k: v for k,v in vars(job).items() if k not in ('shown', 'scene')}
-    return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k,v in kept.items()}
+    return kept | dict(model=str(job.model))
 
-def _state_of(tile):
-    "Sizes and times of the files: another state is another map"
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in map(Path, tile.files())
-            if f.exists()]
-
-def _span(dates): return f'{len(dates)} dates, {dates[0]} to {dates[-1]}' if len(dates) else ''
+def _span(dates):
+    "For a tag"
+    if not len(dates): return ''
+    return f'{len(dates)} dates, {dates[0]} to {dates[-1]}'
 
 def _tags_of(model, images, shown, job):
     "What made a map, for the file itself"
@@ -255,6 +273,7 @@ def _tags_of(model, images, shown, job):
         composites=str(job.days or ''), precision='bf16' if job.bf16 else 'fp32',
         licence=str(what.get('licence', '')))
 
+# %% ../../nbs/maps/07_scene.ipynb #d9d0e6c0
 def _map_layers(classes, tags, out, probabilities, confidence, level):
     "The files that were asked for, by the name of their arrays"
     layers = dict(classes=Layer(Path(out), ['class'], 'uint8', unseen, 'mode', list(classes),
@@ -269,14 +288,14 @@ def _map_layers(classes, tags, out, probabilities, confidence, level):
     for layer in layers.values(): layer.tags = tags|layer.tags
     return layers
 
+# %% ../../nbs/maps/07_scene.ipynb #1e07c725
 def _gaps(lost, blocks):
     "Say what could not be read; its pixels are nodata"
     if not lost: return {}
     pixels = sum(_pixels(blocks[i]) for i in lost)
     for i,why in sorted(lost.items()):
-        rows,cols = blocks[i]
-        print(f'rows {rows.start}..{rows.stop}, columns {cols.start}..{cols.stop} '
-              f'could not be read: {why}', flush=True)
+        (top,bottom), (left,right) = ((s.start, s.stop) for s in blocks[i])
+        print(f'rows {top}..{bottom}, columns {left}..{right} could not be read: {why}', flush=True)
     print(f'{len(lost)} of {len(blocks)} blocks, {pixels} pixels, are nodata', flush=True)
     return dict(lost_pixels=str(pixels))
 
@@ -284,6 +303,7 @@ def _pixels(block):
     rows,cols = block
     return (rows.stop-rows.start)*(cols.stop-cols.start)
 
+# %% ../../nbs/maps/07_scene.ipynb #a46ea0f2
 def assemble(
     layers:dict, # Name of the arrays -> `Layer`
     grid:tuple, # transform, (rows, columns), crs
@@ -302,12 +322,15 @@ def assemble(
         write_cog(plain, layer)
         plain.unlink()
 
+# %% ../../nbs/maps/07_scene.ipynb #40d3d3af
 def _sums(folder, numbers):
     "What blocks have counted, without their pixels"
     keep = 'count', 'field', 'votes', 'sums'
     found = []
     for i in numbers:
-        with np.load(block_path(folder, i)) as a: found.append({k: a[k] for k in keep if k in a})
+        with np.load(block_path(folder, i)) as a:
+            there = [name for name in keep if name in a]
+            found.append({name: a[name] for name in there})
     return found
 
 def _report(found, classes, lost, blocks):
@@ -318,7 +341,7 @@ def _report(found, classes, lost, blocks):
         not_seen=int(count[unseen]), outside=int(count[outside]),
         lost=sum(_pixels(blocks[i]) for i in lost), gaps=lost)
 
-# %% ../../nbs/maps/07_scene.ipynb #45530035
+# %% ../../nbs/maps/07_scene.ipynb #ad751c94
 @dataclass
 class EmbedJob:
     "What computes the blocks of a raster of embeddings"
@@ -349,7 +372,8 @@ class _EmbedBlocks:
         "(bins * features, pixels) float32, NaN where nothing was seen"
         height,width = mask.shape[1:]
         n = height*width
-        values,pixel = seen_values(x.reshape(len(x), n, -1), mask.reshape(len(x), n))
+        flat = x.reshape(len(x), n, -1)
+        values,pixel = seen_values(flat, mask.reshape(len(x), n))
         bins = torch.from_numpy(np.broadcast_to(self.bins[:,None,None], mask.shape)[mask])
         place = bins*n+pixel
         mean = matrix(mean_by_pixel(self.front(values), place, n*self.count), *self.last)
@@ -369,6 +393,7 @@ class _EmbedBlocks:
             out[:,r,c] = z if job.scales is None else as_bytes(z, job.scales)
         return dict(embedding=out, seen=mask.any(0).sum())
 
+# %% ../../nbs/maps/07_scene.ipynb #d96f12a0
 def as_bytes(
     z:np.ndarray, # (band, row, column), NaN where nothing was seen
     scales:np.ndarray, # (band,)
@@ -377,21 +402,27 @@ def as_bytes(
     v = (z/np.asarray(scales)[:,None,None]).round().clip(-127, 127)
     return np.where(np.isnan(z), no_value, v).astype('int8')
 
-# %% ../../nbs/maps/07_scene.ipynb #5999a52c
+# %% ../../nbs/maps/07_scene.ipynb #751ad941
 def _scales(job, shape):
     "Of each feature, from sixteen squares spread over the scene"
     compute, top = job(), 0
     for rows,cols in itertools.product(*map(_spread, shape)):
-        some = compute(rows, cols)['embedding'].astype('float32')
-        top = np.fmax(top, np.nanmax(np.abs(some), axis=(1, 2), initial=0))
+        try: some = compute(rows, cols)['embedding']
+        except Unreadable: continue                   # it will be a gap
+        size = np.abs(some.astype('float32'))
+        top = np.fmax(top, np.nanmax(size, axis=(1, 2), initial=0))
+    if np.ndim(top)==0: raise ValueError(
+        'None of the squares spread over the scene could be read: get its files again')
     top = top.reshape(compute.count, -1).max(0)       # one scale for all months of a feature
-    return np.tile(np.where(top>0, 1.2*top/127, 1), compute.count).astype('float32')
+    scale = np.where(top>0, 1.2*top/127, 1)
+    return np.tile(scale, compute.count).astype('float32')
 
 def _spread(n):
     "Four squares along a side of so many pixels, fewer where it is short"
     starts = sorted({i*(n//square)//4*square for i in range(4)})
     return [slice(i, min(i+square, n)) for i in starts]
 
+# %% ../../nbs/maps/07_scene.ipynb #313a55e7
 def embed_raster(
     encoder, # Path, folder, `Run` or `Encoder`
     scene, # Folder, simulated scene, or open tile
@@ -421,7 +452,8 @@ def embed_raster(
     if out.suffix!='.zarr':
         job.scales = _scales(job, grid[1])
         layer.scales = [float(s) for s in job.scales]
-    plan = dict(layer.tags, block=block, files=_state_of(tile), grid=str(grid), scales=layer.scales)
+    plan = dict(layer.tags, block=block, files=state_of(tile), grid=str(grid))
+    plan['scales'] = layer.scales
     with part_folder(out, plan) as folder:
         blocks = blocks_of(grid[1], block)
         lost = do_blocks(job, blocks, folder, workers, client)
@@ -436,6 +468,7 @@ def embed_raster(
     return dict(seen=seen, lost=sum(_pixels(blocks[i]) for i in lost), gaps=lost)
 Encoder.embed_raster = embed_raster
 
+# %% ../../nbs/maps/07_scene.ipynb #e7015097
 def _embed_tags(enc, images, shown, job, tile):
     path = Path(job.encoder) if not isinstance(job.encoder, Encoder) else None
     if path and path.is_dir(): path = path/'encoder.safetensors'
@@ -448,11 +481,13 @@ def _embed_tags(enc, images, shown, job, tile):
 
 def _embedding_layer(enc, out, pool, tags):
     names = [f'z{i}' for i in range(enc.dim)]
-    if pool=='month': names = [f'month {m} {name}' for m in range(1, 13) for name in names]
+    if pool=='month':
+        months = [f'month {m}' for m in range(1, 13)]
+        names = [f'{month} {name}' for month in months for name in names]
     if out.suffix=='.zarr': return Layer(out, names, 'float16', 0, tags=tags)
     return Layer(out, names, 'int8', no_value, tags=tags, interleave='band')
 
-# %% ../../nbs/maps/07_scene.ipynb #1ab246b1
+# %% ../../nbs/maps/07_scene.ipynb #f8f5d95f
 def write_zarr(
     layers:dict, # 'embedding' -> `Layer`
     grid:tuple, # transform, (rows, columns), crs
@@ -465,7 +500,8 @@ def write_zarr(
     store = folder/'store'
     if store.exists(): shutil.rmtree(store)
     root = zarr.open_group(store, mode='w')
-    root.attrs.update(layer.tags|more|dict(crs=str(crs), transform=list(transform)[:6]))
+    place = dict(crs=str(crs), transform=list(transform)[:6])
+    root.attrs.update(layer.tags|more|place)
     bands = len(layer.names)
     a = root.create_array('embedding', shape=(bands, *shape), chunks=(bands, 128, 128),
                           dtype='float16', fill_value=np.nan,
