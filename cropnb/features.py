@@ -156,7 +156,8 @@ def standardise(
 ):
     "Zero mean and unit variance of each feature"
     for i in range(0, len(x), step):
-        x[i:i+step] = ((torch.from_numpy(x[i:i+step]).double()-mean)/std).numpy()
+        some = torch.from_numpy(x[i:i+step]).double()
+        x[i:i+step] = ((some-mean)/std).numpy()
 
 # %% ../nbs/03_features.ipynb #efdab72e
 def allocate(
@@ -257,7 +258,8 @@ def embed_part(
     own = part['own'] if first==enc.sensors[0].name and first in names else {}
     bands = {name: sensor.bands for name,(_,_,sensor) in found.items()}
     for i in range(0, len(x), step):
-        given = {name: _rows(enc, *of[:2], slice(i, i+step)) for name,of in found.items()}
+        some = slice(i, i+step)
+        given = {name: _rows(enc, *of[:2], some) for name,of in found.items()}
         z = enc.embed(bands=bands, **own, **given)
         x[i:i+step] = z.half().cpu().numpy()
 

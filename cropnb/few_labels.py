@@ -184,7 +184,8 @@ def show_views(
     "labelled weak, unlabelled weak, unlabelled strong ..."
     rows = [labelled] if rest is None else [labelled, rest, *[rest]*strong]
     views = [weak_view, weak_view, *[strong_view]*strong]
-    shown = [view(p['x'][r].float(), p['mask'][r], g) for view,r in zip(views, rows)]
+    seasons = [(p['x'][some].float(), p['mask'][some]) for some in rows]
+    shown = [view(*season, g) for view,season in zip(views, seasons)]
     x,mask = (torch.cat(v) for v in zip(*shown))
     when = p['day'][torch.cat(rows)] if position=='day' else None
     return x, mask, when, [len(r) for r in rows]

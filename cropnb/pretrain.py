@@ -508,7 +508,9 @@ def _tell_torchrun(text):
 # %% ../nbs/03_pretrain.ipynb #9d52a0e6
 def _train_as_told(argv):
     a = command_line().parse_intermixed_args(argv)
-    if a.out and '=' in str(a.out): a.changes, a.out = [str(a.out), *a.changes], None
+    if a.out and '=' in str(a.out): # no folder, but the first change
+        a.changes.insert(0, str(a.out))
+        a.out = None
     r = recipe_of(a.profile, a.protocol, **changed(a.changes, recipe_of(a.profile, a.protocol)))
     device = pick_device(a.device)
     run = encoder(a.pairs, r, a.seed, a.mode, a.corruption, a.epochs, device)

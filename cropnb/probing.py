@@ -38,7 +38,8 @@ def flatten(
     dates = x.shape[1]
     if not bins or bins>=dates: return (x.float()*mask[...,None]).flatten(1).numpy()
     edges = np.linspace(0, dates, bins+1).round().astype(int)
-    return np.concatenate([_mean(x[:,a:b], mask[:,a:b]) for a,b in zip(edges, edges[1:])], 1)
+    parts = [slice(a, b) for a,b in zip(edges, edges[1:])]
+    return np.concatenate([_mean(x[:,part], mask[:,part]) for part in parts], 1)
 
 def _mean(x, mask):
     "Over the observed dates"

@@ -328,7 +328,8 @@ def probe_rows(
     if 'date' not in p.about: return _spread(torch.arange(len(p)), n)
     date = p.about['date']
     chosen = _spread(torch.unique(date), days)
-    return torch.cat([_spread(torch.nonzero(date==day)[:,0], n//len(chosen)) for day in chosen])
+    of_day = [torch.nonzero(date==day)[:,0] for day in chosen]
+    return torch.cat([_spread(rows, n//len(chosen)) for rows in of_day])
 
 def _spread(x, n):
     "At most n elements, evenly spaced"

@@ -88,7 +88,8 @@ def _between(lines, start, end):
     "The source from one place to another"
     (first, a), (last, b) = start, end
     if first==last: return lines[first-1][a:b]
-    return '\n'.join([lines[first-1][a:], *lines[first:last-1], lines[last-1][:b]])
+    begins, ends = lines[first-1][a:], lines[last-1][:b]
+    return '\n'.join([begins, *lines[first:last-1], ends])
 
 # %% ../../nbs/engine/04_names.ipynb #3dcfa8b4
 def skeleton(
