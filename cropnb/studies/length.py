@@ -29,7 +29,7 @@ from ..views import Pairs, Unimodal
 from statsmodels.stats.multitest import multipletests
 
 # %% ../../nbs/studies/07_length.ipynb #6d3d931f
-length_scenes = tuple(range(4001, 4009))
+length_scenes = tuple(range(4001, 4007))
 length_steps = 250, 1000, 4000, 16_000
 length_size = dict(
     per_date=16_000, fields=250, dates=128, # 2,048,000 pairs
