@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
-from .encoders import backbones
+from .encoders import SeasonTransformer, backbones
 from .engine.bands import Sensor, moments_name, s2_bands, sensors
 from .engine.files import aside
 from .engine.gate import check_moments
@@ -24,7 +24,7 @@ from .engine.tensors import normalise
 
 # %% ../nbs/02_encoder_file.ipynb #9d84b442
 first_of_all = (sensors['sentinel2'],) # what a file that names no sensors was trained on
-_networks = {cls.__name__: cls for cls in backbones.values()}
+_networks = {cls.__name__: cls for cls in (*backbones.values(), SeasonTransformer)}
 
 def save_encoder(
     path:Path, # `encoder.safetensors`
@@ -316,8 +316,7 @@ def _checked(path, what):
     what = as_now(what)
     kinds = (*_networks, 'Identity')
     if what.get('kind') not in kinds: raise ValueError(
-        f"{path}: its kind is {what.get('kind')!r}, not one of {', '.join(kinds)}; "
-        'an encoder of seasons is read once `cropnb.seasons` is imported')
+        f"{path}: its kind is {what.get('kind')!r}, not one of {', '.join(kinds)}")
     return {'corruption': None} | what
 
 # %% ../nbs/02_encoder_file.ipynb #39facde2

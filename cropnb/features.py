@@ -20,6 +20,7 @@ from .engine.gate import check_moments, data_set, in_range, open_gate, read_numb
 from .engine.files import check_room, reserve
 from .engine.records import Run, make_again
 from .engine.tensors import as_int16
+from .seasons import check_season, embed_seasons, of_seasons
 
 # %% ../nbs/03_features.ipynb #88bba101
 def day_of_year(
@@ -246,7 +247,7 @@ def show_bands(
 def embed_part(
     enc:Encoder, # Frozen, or the identity's bands
     part:dict, # From `read_part`
-    x:np.ndarray, # (N,T,F) fp16, filled
+    x:np.ndarray, # (N,T,F) fp16, or (N,1,F) of an encoder of seasons, filled
     step:int=1000, # Samples at a time
     sees:str='first', # first | second | both: of a joint encoder's sensors
 ):
@@ -257,6 +258,10 @@ def embed_part(
     first = part.get('sensors', first_of_all)[0].name
     own = part['own'] if first==enc.sensors[0].name and first in names else {}
     bands = {name: sensor.bands for name,(_,_,sensor) in found.items()}
+    if of_seasons(enc):
+        z = embed_seasons(enc, *_season(part), **own, bands=bands[first])
+        x[:,0] = z.half().numpy()
+        return
     for i in range(0, len(x), step):
         some = slice(i, i+step)
         given = {name: _rows(enc, *of[:2], some) for name,of in found.items()}
@@ -264,6 +269,8 @@ def embed_part(
         x[i:i+step] = z.half().cpu().numpy()
 
 # %% ../nbs/03_features.ipynb #48dfe2ee
+def _season(part): return part['x'], part['mask'], part['day']
+
 def _rows(enc, values, mask, rows):
     "A joint encoder is told what was not observed: 0 in every band"
     x, seen = values[rows], mask[rows]
@@ -279,7 +286,7 @@ def make_features(
     load=load_encoder, # Called like it; a study's own
     step:int=1000, # Samples at a time
 )->dict: # What the encoder is, shapes; mean and std (F,) that were taken out, if it is frozen
-    "Embeddings (N,T,F), fp16; for an encoder that is trained along, the normalised bands"
+    "Embeddings (N,T,F), fp16; the normalised bands for an encoder that is trained along"
     torch.set_num_threads(recipe['threads'])
     enc = load(encoder, recipe['device'])
     if not recipe['frozen']: enc.net = nn.Identity()
@@ -287,11 +294,11 @@ def make_features(
     features, masks = {}, {}
     for name in ('train', 'val'):
         part = _part_for(enc, Path(series)/f'{name}.h5', sees, bands)
-        masks[name] = seen_mask(part, seen_sensors(enc, sees))
-        features[name] = allocate(folder/f'{name}.npy', (*part['x'].shape[:2], enc.dim))
+        masks[name] = _seen(enc, part, sees)
+        features[name] = allocate(folder/f'{name}.npy', (*masks[name].shape, enc.dim))
         embed_part(enc, part, features[name], step, sees)
-        own_mask = masks[name].numpy()
-        if (masks[name]!=part['mask']).any(): np.save(folder/f'{name}_mask.npy', own_mask)
+        if torch.equal(masks[name], part['mask']): continue
+        np.save(folder/f'{name}_mask.npy', masks[name].numpy())
     found = dict(what=enc.what, shapes={k: list(x.shape) for k,x in features.items()})
     if not recipe['frozen']: return found # it starts from what it was trained on
     mean,std = moments_of(features['train'], masks['train'])
@@ -300,6 +307,11 @@ def make_features(
     return found | dict(mean=mean.tolist(), std=std.tolist())
 
 # %% ../nbs/03_features.ipynb #4dbaa8a4
+def _seen(enc, part, sees):
+    "(N,T), or (N,1) where a whole season is one vector"
+    mask = seen_mask(part, seen_sensors(enc, sees))
+    return mask.any(1, keepdim=True) if of_seasons(enc) else mask
+
 def _part_for(enc, path, sees, bands):
     "A part with what the encoder sees; what is wrong is said with the name of the file"
     names = seen_sensors(enc, sees)
@@ -308,6 +320,7 @@ def _part_for(enc, path, sees, bands):
     try:
         part = show_bands(enc, part, bands)
         check_seen(enc, part, names)
+        if of_seasons(enc): check_season(*_season(part))
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
     return part
 
@@ -330,11 +343,15 @@ def load_part(
     series:Path, # Folder of the series they were made from
     part:str, # train | val
     device:str='cpu', # cpu | cuda
+    dates:bool=True, # Is a vector for each date wanted? Else one a season will do
 )->dict: # As `read_part`, with x (N,T,F) fp16, mapped from disk; whole: is nothing masked?
-    "A part as a base model sees it"
+    "A part as a base model sees it; raises `ValueError`"
     with open_gate(Path(series)/f'{part}.h5', _again) as h: p = _about(h)
     own_mask = Path(features)/f'{part}_mask.npy' # where other dates count than the first sensor's
     if own_mask.exists(): p['mask'] = torch.from_numpy(np.load(own_mask))
+    if dates and p['mask'].shape!=p['day'].shape: raise ValueError(
+        f'{features}: its encoder gives one vector a season, and dates are wanted here: '
+        'use a probe, or an encoder of single dates')
     p['whole'] = bool(p['mask'].all())
     p['x'] = torch.from_numpy(_mapped(Path(features)/f'{part}.npy', p['mask'].shape))
     for name in ('x', 'mask', 'day', 'y'): p[name] = p[name].to(device)

@@ -80,7 +80,7 @@ def make_probe(
     series:Path, # Folder of the task
 )->dict: # As of a training
     "Fit a probe to one variant's features and score it on the validation part"
-    train, val = (load_part(features, series, name) for name in ('train', 'val'))
+    train, val = (load_part(features, series, name, dates=False) for name in ('train', 'val'))
     y = train['y'].numpy()
     seed = derive(recipe['run_seed'], 'fields', recipe['task'])
     rows = few_fields(y, train['field'], recipe['fields'], seed)

@@ -18,7 +18,7 @@ kinds = ('str', 'int', 'float', 'bool', 'list', 'dict')
 
 def test_which():
     want = ['00_data', '03_pretrain', '04_downstream', '04_few_labels', '04_probing',
-            '04_seasons', '05_evaluate', '06_paper', '07_map', '08_explore',
+            '03_seasons', '05_evaluate', '06_paper', '07_map', '08_explore',
             '00_difficulty', '01_models', '02_audit', '05_replication',
             '07_length', '08_real', '09_sensors',
             '10_few_labels', '11_methods', '13_maps']

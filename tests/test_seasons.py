@@ -5,17 +5,19 @@ from conftest import root
 from test_methods import go_on, step_of
 from cropnb.controls import raw
 from cropnb.data import series
+from cropnb.downstream import training
 from cropnb.encoder import load_encoder
+from cropnb.encoders import SeasonTransformer
 from cropnb.engine.records import result
-from cropnb.features import features, read_part
+from cropnb.features import features, load_part, read_part
 from cropnb.maps.networks import front_of
 from cropnb.measure.probes import Collapse, check_collapse
-from cropnb.methods.seasons import DatedSeasons, MAEDates, SeasonTransformer, WholeSeasons
+from cropnb.methods.seasons import DatedSeasons, MAEDates, WholeSeasons, untrained_seasons
 from cropnb.methods.table import find_method
 from cropnb.prepare.years import years
 from cropnb.pretrain import encoder, probe
 from cropnb.probing import probing
-from cropnb.seasons import embed_seasons, season_features, season_probing, untrained_seasons
+from cropnb.seasons import embed_seasons
 
 small = dict(method='mae_dates', dim=16, blocks=1)
 
@@ -39,7 +41,7 @@ def test_it_is_an_encoder_file_like_any_other(world):
 
 def test_its_features_are_one_vector_a_season(world):
     r, seasons, task, run = world
-    made = season_features(task, run).get()
+    made = features(task, run).get()
     train, val = (np.load(made/f'{name}.npy') for name in ('train', 'val'))
     assert (train.shape, val.shape) == ((108, 1, 16), (54, 1, 16))
     np.testing.assert_allclose(train.mean(0), 0, atol=2e-3)
@@ -51,7 +53,7 @@ def test_its_features_are_one_vector_a_season(world):
 @pytest.mark.parametrize('family', ['ridge', 'linear', 'knn', 'forest'])
 def test_probes_take_them(world, family):
     r, seasons, task, run = world
-    found = result(season_probing(task, run, 1, family, r, 0).get())
+    found = result(probing(task, run, 1, family, r, 0).get())
     assert 0<=found['accuracy']<=1
     assert found['n_val']==54
 
@@ -64,7 +66,7 @@ def test_its_control_is_what_it_starts_from(world):
     first = MAEDates(WholeSeasons(), 16, 1).encoder
     assert torch.equal(e.net[-1].weight, first[-1].weight)
     assert not torch.equal(e.net[1].running_mean, first[1].running_mean) # one pass over the bank
-    assert result(season_probing(task, control, 1, 'ridge', r, 0).get())['n_val']==54
+    assert result(probing(task, control, 1, 'ridge', r, 0).get())['n_val']==54
 
 # ---------------------------------------------------------------- what was not seen
 def altered(task, folder, change):
@@ -90,7 +92,7 @@ def test_what_lies_where_nothing_was_seen_changes_nothing(world, tmp_path):
     for value in (0, 9000):
         folder = altered(task, tmp_path/str(value), with_gaps(value))
         banks.append(DatedSeasons(folder))
-        made.append(np.load(season_features(folder, run).get()/'val.npy'))
+        made.append(np.load(features(folder, run).get()/'val.npy'))
     shown = [WholeSeasons().whole(bank, slice(None)) for bank in banks]
     assert torch.equal(*shown)
     assert np.array_equal(*made)
@@ -126,16 +128,19 @@ def test_whoever_looks_at_dates_refuses_it(world):
     r, seasons, task, run = world
     e = load_encoder(run.get())
     with pytest.raises(ValueError, match=single): e.embed(np.full((3, 5, 12), 1500, 'uint16'))
-    with pytest.raises(ValueError, match=single): features(task, run).get()
-    of_dates = probing(task, run, 1, 'ridge', r, 0)
-    with pytest.raises(ValueError, match=single): of_dates.inputs['features'].get()
+    of_season = 'one vector a season, and dates are wanted'
+    with pytest.raises(ValueError, match=of_season):
+        training(task, run, 1, 'transformer', 0, r, 0).get()
+    with pytest.raises(ValueError, match=of_season):
+        load_part(features(task, run).get(), task.get(), 'val')
     with pytest.raises(ValueError, match='a SeasonTransformer, and maps'):
         front_of(e.net, e.mean, e.std)
 
 def test_it_refuses_what_is_not_of_seasons(smoke, world):
     r, seasons, task, run = world
+    part = read_part(task.get()/'val.h5')
     with pytest.raises(ValueError, match='sees single dates'):
-        season_features(task, raw(smoke.pairs)).get()
+        embed_seasons(load_encoder(raw(smoke.pairs).get()), part['x'], part['mask'], part['day'])
     with pytest.raises(ValueError, match='mae_dates has the modes unimodal, not bimodal'):
         encoder(seasons, r, 0, 'bimodal')
     with pytest.raises(ValueError, match='leave backbone at'):
@@ -153,7 +158,7 @@ def test_dates_that_are_not_known(world, tmp_path):
     folder = altered(task, tmp_path/'undated', undated)
     with pytest.raises(ValueError, match='its dates are not known'): DatedSeasons(folder)
     with pytest.raises(ValueError, match=r'train.h5: The days are not known \(all are 1\)'):
-        season_features(folder, run).get()
+        features(folder, run).get()
 
 # ---------------------------------------------------------------- in a process of its own
 def said(code):
@@ -161,9 +166,9 @@ def said(code):
     return done.stdout+done.stderr.splitlines()[-1] if done.stderr else done.stdout
 
 def test_the_front_door_reads_it(world):
-    path = world[-1].get()
-    assert '16 features' in said(f'import cropnb; print(cropnb.load_encoder({str(path)!r}))')
-    plain = f'from cropnb.encoder import load_encoder; load_encoder({str(path)!r})'
-    assert 'is read once `cropnb.seasons` is imported' in said(plain)
+    path = str(world[-1].get())
+    for door in ('cropnb', 'cropnb.encoder'):
+        code = f'from {door} import load_encoder; print(load_encoder({path!r}))'
+        assert '16 features' in said(code)
 
 def test_find_method(): assert find_method('mae_dates') is MAEDates
