@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['length_scenes', 'length_steps', 'length_size', 'curves', 'make_settled', 'settled', 'length_pairs', 'curve_encoder',
-           'LengthCell', 'length_plan', 'length_run', 'per_scene', 'primary_contrasts', 'learning_curves']
+           'LengthCell', 'length_plan', 'length_run', 'per_scene', 'primary_contrasts', 'all_contrasts',
+           'learning_curves']
 
 # %% ../../nbs/studies/07_length.ipynb #7c06b800
 from itertools import product
@@ -190,40 +191,76 @@ def _check_whole(table, step, scenes, seeds):
         few = ', '.join(str(scene) for scene in n.columns[lacking])
         raise ValueError(f'The contrasts are looked at when all scenes are there; not yet: {few}')
 
-# %% ../../nbs/studies/07_length.ipynb #3cf35fa7
-_colours = dict(bimodal_20='#1b9e77', unimodal_20='#d95f02', bimodal_0='#7570b3')
+# %% ../../nbs/studies/07_length.ipynb #1c6aedda
+_asked = (
+    ('bimodal_20', 'untrained'), ('bimodal_20', 'unimodal_20'), ('unimodal_20', 'untrained'),
+    ('bimodal_0', 'untrained'), ('bimodal_0', 'bimodal_20'), ('untrained', 'raw'))
 
-def _curve(ax, d, colour, label):
-    "A thin line a scene, a thick one for their mean"
-    for _,one in d.iterrows(): ax.plot(d.columns, one, c=colour, lw=.5, alpha=.6)
-    ax.plot(d.columns, d.mean(), c=colour, lw=2, marker='o', ms=3, label=label)
+def all_contrasts(
+    table:pd.DataFrame, # A `scored_row` a cell
+    step:int=16_000, # Of those that were trained
+)->pd.DataFrame: # A row a difference, task and probe: mean, low, high, scenes
+    "First minus second in points"
+    rows = []
+    for task,family in product(sorted(table.task.unique()), _probes):
+        points = per_scene(table, task, family)
+        for first,second in _asked:
+            d = (_at(points, first, step)-_at(points, second, step)).dropna()
+            mean,low,high = mean_interval(d)
+            what = dict(contrast=f'{first} minus {second}', task=task, family=family)
+            rows.append(what|dict(mean=mean, low=low, high=high, scenes=len(d)))
+    return pd.DataFrame(rows).set_index(['contrast', 'task', 'family'])
+
+def _at(points, name, step): return points[name, step if name in curves else 0]
+
+# %% ../../nbs/studies/07_length.ipynb #b204530c
+_looks = dict(
+    bimodal_0=('#7570b3', 'bi-modal, no corruption'),
+    bimodal_20=('#1b9e77', 'bi-modal, 20 % (the paper)'),
+    unimodal_20=('#d95f02', 'uni-modal, 20 %'))
 
 def _over_untrained(points, name):
     "Points over the untrained encoder, which is step 0: a row a scene"
-    plain = points['untrained', 0]
-    d = points[name].sub(plain, axis=0).dropna(how='all')
+    d = points[name].sub(points['untrained', 0], axis=0).dropna(how='all')
     d.insert(0, 100, 0.) # where a logarithmic axis can begin
     return d
 
-# %% ../../nbs/studies/07_length.ipynb #1af8f460
+def _curve(ax, d, colour, label):
+    "A thin line a scene, a thick one for their mean"
+    for _,one in d.iterrows(): ax.plot(d.columns, one, c=colour, lw=.5, alpha=.5)
+    ax.plot(d.columns, d.mean(), c=colour, lw=2, marker='o', ms=3, label=label)
+
+def _panel(ax, points):
+    "The curves of one task and probe"
+    ax.axhline(0, c='k', lw=.6)
+    if 'raw' in points:
+        bands = (points['raw', 0]-points['untrained', 0]).mean()
+        ax.axhline(bands, c='.5', ls=':', lw=1.2, label='raw bands (mean)')
+    for name,(colour,label) in _looks.items():
+        if name in points: _curve(ax, _over_untrained(points, name), colour, label)
+    ax.set_xscale('log')
+
+# %% ../../nbs/studies/07_length.ipynb #4ab3ecaf
 def learning_curves(
     table:pd.DataFrame, # A `scored_row` a cell
     stamp:str, # What made it
-)->plt.Figure: # A row a probe, a column a task
+    finding:str='', # What is seen, as a title
+)->plt.Figure: # A row a task, a column a probe
     "Points over untrained, against steps"
     families = [f for f in _probes if f in set(table.family)]
     tasks = sorted(table.task.unique())
-    size = 3*len(tasks), 2*len(families)+.4
+    size = 2.6*len(families)+.6, 2*len(tasks)+1.2
     fig,axs = plt.subplots(
-        len(families), len(tasks), figsize=size, squeeze=False,
+        len(tasks), len(families), figsize=size, squeeze=False,
         sharex=True, sharey='row', layout='constrained')
-    for (row,family),(column,task) in product(enumerate(families), enumerate(tasks)):
-        ax, points = axs[row,column], per_scene(table, task, family)
-        ax.axhline(0, c='k', lw=.6)
-        for name,colour in _colours.items():
-            if name in points: _curve(ax, _over_untrained(points, name), colour, name)
-        ax.set(xscale='log', title=f'task {task}, {family}')
-    axs[0,0].legend(fontsize=7)
-    fig.supylabel('points over untrained')
-    fig.supxlabel(f'pre-training steps (untrained drawn at 100)\n{stamp}', fontsize=8)
+    for (row,task),(column,family) in product(enumerate(tasks), enumerate(families)):
+        ax = axs[row,column]
+        _panel(ax, per_scene(table, task, family))
+        ax.set_title(f'task {task}, {family}', fontsize=9)
+    lines, labels = axs[0,0].get_legend_handles_labels()
+    fig.legend(
+        lines, labels, loc='outside upper center', ncols=4, fontsize=7, frameon=False,
+        title=finding, title_fontsize=10)
+    fig.supylabel('points over untrained', fontsize=9)
+    fig.supxlabel(f'pre-training steps (untrained stands at 100)\n{stamp}', fontsize=7)
     return fig
