@@ -28,7 +28,8 @@ from .engine.records import idle, records
 from .engine.tensors import pick_device
 from .measure.folders import figures_dir
 from .methods.table import find_method
-from .paper import failed_mark, file_name, kind_of, last_line, logs_dir, plan, seconds
+from .paper import at_once, failed_mark, file_name, kind_of, last_line
+from .paper import logs_dir, plan, seconds
 from .prepare.pairs import add_moments
 from .pretrain import Step, make_optimizer
 from .views import Pairs, modes
@@ -261,7 +262,7 @@ def _stage_row(jobs, prices, n_jobs):
         'stage': jobs[0].notebook,
         'notebooks': len(waiting),
         'runs': len(priced),
-        'hours': work/3600/n_jobs,
+        'hours': work/3600/at_once(jobs, n_jobs),
         'known from': ', '.join(sources) or 'all of it is done'}
 
 # %% ../nbs/09_cluster.ipynb #81af37a5
@@ -379,7 +380,7 @@ def _status_lines(name, a, stages, logs):
 # %% ../nbs/09_cluster.ipynb #f16cfe61
 paper_differences = pd.DataFrame([
     ('data', 'DENETHOR, BreizhCrops', 'a simulated landscape, unless you name a folder',
-     'the full sets were not at hand', '-p data FOLDER'),
+     'the full sets were not available to us', '-p data FOLDER'),
     ('size', '144 dates, 14.4 M pairs, 100 epochs, ten sets',
      'profile demo: 24 dates, 24,000 pairs, 3 epochs, two sets',
      'minutes instead of days', '-p profile paper'),

@@ -17,7 +17,7 @@ def options():
     "What can be set; the rest is in SLURMCluster's own configuration"
     words = argparse.ArgumentParser(description='The paper on SLURM')
     add = words.add_argument
-    add('--profile', default='paper', help='smoke | demo | paper')
+    add('--profile', default='paper', help='smoke | demo | desk | paper')
     add('--data', default='twin', help="a folder, or 'twin'")
     add('--device', default='cuda', help='cpu | cuda: of the workers')
     add('--tasks', type=int, nargs='+', default=[1, 2, 3])

@@ -393,14 +393,14 @@ def test_a_killed_run_has_the_same_bytes(world, runs_with, monkeypatch):
 def test_real_parcels(sample, fresh_runs):
     "Bavaria, four parcels a class: counts add up, and probe and trainer learn from the same"
     from cropnb.studies.few import FewCell, few_row, few_run
-    folder = sample('bavaria_s2_parcels').parent
+    sample('bavaria_s2_parcels')
     size = dict(
         per_date=40, fields=2, dates=6, batch=60, epochs=1,
         task_fields=5, pixels=1, task_dates=6)
     rows = []
     for learner in ('comatch', 'ridge'):
         cell = FewCell('bavaria', 0, 0, 'raw', learner, 4)
-        run = few_run(cell, size, 2, folder)
+        run = few_run(cell, size, 2)
         run.get()
         rows.append(few_row(cell, run))
     ours,probe = rows

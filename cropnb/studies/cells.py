@@ -27,7 +27,7 @@ def scored_row(
 
 # %% ../../nbs/studies/00_cells.ipynb #ce3166e4
 class CellTable:
-    "A table that grows by a row a cell; what is in it is not made again, wherever it was made"
+    "A table that grows by one row per cell; what is in it is not made again, wherever it was made"
     def __init__(self,
         path:Path, # CSV
         cell:type, # `NamedTuple` of the study: its fields are the first columns

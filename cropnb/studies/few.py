@@ -17,6 +17,7 @@ import pandas as pd
 from ..controls import raw
 from ..downstream import training
 from ..engine.bands import crops
+from ..engine.files import samples_dir
 from ..engine.recipes import recipe
 from ..engine.records import Run, result
 from ..engine.seeds import derive
@@ -79,12 +80,11 @@ def few_task(
     data:str, # twin, or one of `real_sets`
     scene:int, # Seed of the scene; of the split
     size:dict=few_size, # task_fields, pixels, task_dates
-    samples:Path=Path('../shared/data'), # Folder of real samples
 )->Run: # train.h5 and val.h5
     "The seasons of a unit"
     if data in real_sets:
         recipe = dict(set=data, split=scene)
-        return Run('few_tasks', recipe, make_real, parcels=samples/real_sets[data].table)
+        return Run('few_tasks', recipe, make_real, parcels=samples_dir()/real_sets[data].table)
     return crowd_task(
         'few_tasks', derive(scene, 'task'), scene,
         fields=size['task_fields'], pixels=size['pixels'], dates=size['task_dates'])
@@ -149,10 +149,9 @@ def few_run(
     cell:FewCell, # One of the plan
     size:dict=few_size, # Of pre-training and task
     epochs:int=20, # Of networks
-    samples:Path=Path('../shared/data'), # Folder of real samples
 )->Run: # The training or probe
     "What a cell stands for"
-    series = few_task(cell.data, cell.scene, size, samples)
+    series = few_task(cell.data, cell.scene, size)
     of, bands = cell.scene, 'all'
     if cell.data in real_sets: of, bands = few_scenes[0], real_sets[cell.data].bands
     enc = few_encoder(cell.encoder, of, size, bands)
