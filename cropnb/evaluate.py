@@ -287,7 +287,9 @@ def relative_gain(
     return others.assign(gain=gain)
 
 # %% ../nbs/05_evaluate.ipynb #10b7d686
-_plumbing = 'A small demonstration that the plumbing works: no evidence about the method.'
+_small = 'A small demonstration that everything works: no evidence about the method.'
+_single = 'One scene and one encoder of each kind: a description, no evidence about the method.'
+_below = dict(smoke=_small, demo=_small, desk=_single)
 
 def _values(
     df:pd.DataFrame, # A score table
@@ -316,7 +318,7 @@ def stamp(
         f"trained at commit {_values(df, 'commit')}"]
     note = ' | '.join(parts)
     if profile=='paper': return note
-    return f'{note}\n{_plumbing}'
+    return f'{note}\n{_below.get(profile, _single)}'
 
 # %% ../nbs/05_evaluate.ipynb #bd718caa
 names = dict(lstm='Bi-LSTM', inception='InceptionTime', transformer='Transformer')
@@ -586,7 +588,7 @@ def table1_text(
 )->str: # Markdown
     "Table 1 for a README"
     body = table1_rows(t).to_markdown(index=False)
-    note = note.replace('\n', ' ')
+    note = note.replace('\n', '. ')
     return f'# Table 1\n\n{body}\n\n{note}\n{_source}\n'
 
 # %% ../nbs/05_evaluate.ipynb #0589a103
@@ -631,7 +633,7 @@ def _tables(
     scores:pd.DataFrame, # A score table
 )->dict: # File name -> text
     note = stamp(scores)
-    made_from = note.replace('\n', ' ')
+    made_from = note.replace('\n', '. ')
     beside = table1(scores)
     every = controls(scores)
     listed = every.to_markdown(index=False, floatfmt='.3f', missingval='-')

@@ -482,5 +482,5 @@ def ledger_text(
     "The ledger as a page"
     body = t.round(dict(here=3, paper=3)).to_markdown(index=False)
     counts = count_verdicts(t).to_markdown()
-    parts = ('# The claims of the paper', counts, _reading, body, note.replace('\n', ' '))
+    parts = ('# The claims of the paper', counts, _reading, body, note.replace('\n', '. '))
     return '\n\n'.join(parts)+'\n'
