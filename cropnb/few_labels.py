@@ -196,12 +196,13 @@ def count_sure(
     probs:torch.Tensor, # (M, classes) pseudo-labels
     y:torch.Tensor, # (M,) true classes; -1: none of these
     tau:float, # Probability from which one is sure
-)->torch.Tensor: # (3,): seasons, sure ones, sure and right ones
+    push:float=1., # Probability from which CCSSL's contrast counts one
+)->torch.Tensor: # (4,): seasons, sure ones, sure and right ones, those in the contrast
     "What nobody trains on: the truth of unlabelled seasons"
     best,label = probs.max(1)
     sure = best>=tau
     right = sure & (label==y)
-    return torch.stack([torch.ones_like(sure), sure, right]).sum(1)
+    return torch.stack([torch.ones_like(sure), sure, right, best>=push]).sum(1)
 
 # %% ../nbs/04_few_labels.ipynb #96c1d95e
 class LabelStep:
@@ -218,10 +219,11 @@ class LabelStep:
         method,_ = trainers[recipe['trainer']]
         self.method = method(dim, classes, recipe['batch'], **self.options).to(device)
         self.opt = self._optimiser()
+        self.apart = not any(isinstance(m, nn.BatchNorm1d) for m in net.modules())
         self.g = torch.Generator(device)
         self.steps = 0
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.counts = torch.zeros(3, dtype=torch.long, device=device)
+        self.counts = torch.zeros(4, dtype=torch.long, device=device)
 
     def _optimiser(self):
         o = self.options
@@ -237,7 +239,7 @@ class LabelStep:
         for group in self.opt.param_groups: group['lr'] = lr
         strong, y = self.method.strong, self.p['y']
         *shown,sizes = show_views(self.p, labelled, rest, strong, self.position, self.g)
-        scores,z = (out.split(sizes) for out in self.net(*shown))
+        scores,z = self._see(shown, sizes)
         loss,probs = self.method.loss(y[labelled], scores, z)
         self.opt.zero_grad()
         loss.backward()
@@ -245,7 +247,21 @@ class LabelStep:
         follow(self.ema, self.net, self.steps, self.options['ema'])
         self.steps += 1
         self.loss += loss.detach()
-        if probs is not None: self.counts += count_sure(probs, y[rest], self.options['tau'])
+        if probs is None: return
+        push = self.options.get('push', 1.)
+        self.counts += count_sure(probs, y[rest], self.options['tau'], push)
+
+    def _see(self, shown, sizes):
+        "Scores and unit vectors, each view's; no gradient through the unlabelled weak one"
+        if len(sizes)==1 or not self.apart: return [out.split(sizes) for out in self.net(*shown)]
+        parts = [None if v is None else v.split(sizes) for v in shown]
+        with torch.no_grad(): weak = self.net(*_some_views(parts, [1]))
+        others = self.net(*_some_views(parts, [0, *range(2, len(sizes))]))
+        outs = []
+        for own,out in zip(weak, others):
+            first,*strong = out.split(sizes[:1]+sizes[2:])
+            outs.append((first, own, *strong))
+        return outs
 
     def state(self):
         "Networks, memory, optimiser"
@@ -256,6 +272,10 @@ class LabelStep:
         self.steps = s['steps']
         for k in ('net', 'ema', 'method', 'opt'):
             getattr(self, k).load_state_dict(s[k])
+
+def _some_views(parts, which):
+    "Together; what is `None` stays so"
+    return [v and torch.cat([v[i] for i in which]) for v in parts]
 
 # %% ../nbs/04_few_labels.ipynb #751e2f6e
 @torch.no_grad()
@@ -323,9 +343,9 @@ class LabelTrainer:
         self.step,self.val,self.rows,self.r = step,val,rows,recipe
         self.folder,self.every,self.saved = folder,every,time.time()
         self.checkpoint = folder/'tmp'/'checkpoint.pt'
-        self.found = dict(accuracy=[], loss=[], sure=[], right=[])
+        self.found = dict(accuracy=[], loss=[], sure=[], right=[], clear=[])
 
-    def run(self)->dict: # accuracy, loss, share of sure pseudo-labels and of right ones, by epoch
+    def run(self)->dict: # accuracy, loss, shares of pseudo-labels (sure, right, clear), by epoch
         "Raises `FloatingPointError`"
         old = kept(self.checkpoint, read_checkpoint)
         if old:
@@ -355,13 +375,15 @@ class LabelTrainer:
         if not math.isfinite(loss):
             say = f'The loss became {loss} in epoch {epoch+1}'
             raise FloatingPointError(f'{say}: try a smaller lr among the options')
-        n,sure,right = self.step.counts.tolist()
+        n,sure,right,clear = self.step.counts.tolist()
         accuracy,z = seen_by_net(self.step.ema, self.val, self.r['position'])
         if epoch==0: np.save(self.folder/'embedding_first.npy', z)
         if epoch==self.r['epochs']-1: np.save(self.folder/'embedding_last.npy', z)
         self.found['accuracy'].append(accuracy)
         self.found['sure'].append(sure/n if n else None)
         self.found['right'].append(right/sure if sure else None)
+        in_contrast = n and 'push' in self.r['options']
+        self.found['clear'].append(clear/n if in_contrast else None)
         if time.time()-self.saved<self.every: return
         write_checkpoint(self.checkpoint, found=self.found, step=self.step.state())
         self.saved = time.time()

@@ -234,14 +234,46 @@ def test_it_learns(trainer, tmp_path):
     assert still<=({k for k in before if k.startswith('project')} if not embeds else set())
     assert seen_by_net(t.step.ema, t.val)[0]==found['accuracy'][-1]
 
+small = dict(
+    lstm=dict(hidden=8, layers=1), inception=dict(hidden=8, layers=1, kernel=5),
+    transformer=dict(d_model=8, heads=2, layers=1, dropout=0.))
+
 @pytest.mark.parametrize('family', families)
 def test_every_family(family, tmp_path):
     "The head is found, and the position may be a day"
-    hyper = dict(
-        lstm=dict(hidden=8, layers=1), inception=dict(hidden=8, layers=1, kernel=5),
-        transformer=dict(d_model=8, heads=2, layers=1))[family]
-    r = toy_recipe('comatch_triplet', family=family, hyper=hyper, epochs=1, position='day')
+    r = toy_recipe('comatch_triplet', family=family, hyper=small[family], epochs=1, position='day')
     assert math.isfinite(toy_trainer(r, tmp_path).run()['loss'][0])
+
+@pytest.mark.parametrize('position', ['index', 'day'])
+@pytest.mark.parametrize('trainer', ['fixmatch', 'comatch_triplet'])
+@pytest.mark.parametrize('family', families)
+def test_the_unlabelled_weak_view_needs_no_gradient(family, trainer, position, tmp_path):
+    "The same gradients, though it goes alone; with batch norm it does not, or it would be another"
+    r = toy_recipe(
+        trainer, family=family, hyper=small[family], position=position, options=dict(tau=.3))
+    apart,together = (toy_trainer(r, tmp_path).step for _ in range(2))
+    assert apart.apart==(family!='inception')
+    together.apart = False
+    rows = torch.arange(6), torch.arange(6, 48)
+    for step in (apart, together):
+        step.g.manual_seed(0)
+        step(*rows, 0.)
+    assert torch.equal(apart.counts, together.counts) and apart.counts[1]>0
+    for one,other in zip(apart.net.parameters(), together.net.parameters()):
+        assert (one.grad is None)==(other.grad is None)
+        if one.grad is not None: assert torch.allclose(one.grad, other.grad, atol=1e-6)
+    shown = [torch.zeros(7, 24, 4), torch.ones(7, 24).bool(), None]
+    scores,_ = apart._see(shown, [1, 2, 4])
+    assert [len(s) for s in scores]==[1, 2, 4]
+    assert [s.requires_grad for s in scores]==[True, family=='inception', True]
+
+def test_what_the_contrast_counts(tmp_path):
+    "CCSSL's share above push by epoch; the others have none"
+    for trainer,has in (('ccssl_out', True), ('comatch', False)):
+        r = toy_recipe(trainer, epochs=1, options=dict(tau=.3))
+        found = toy_trainer(r, tmp_path/trainer).run()
+        assert (found['clear'][0] is not None)==has
+        if has: assert found['clear'][0]<=found['sure'][0]
 
 def same_state(a, b):
     "Of two checkpoints, however nested"

@@ -9,7 +9,7 @@ __all__ = ['score_columns', 'scored_row', 'CellTable']
 from collections.abc import Callable
 from pathlib import Path
 import pandas as pd
-from ..engine.files import aside, locked, runs_dir
+from ..engine.files import aside, locked
 from ..engine.records import Run
 from ..evaluate import scores
 
@@ -51,11 +51,19 @@ class CellTable:
     def add(self,
         row:pd.DataFrame, # One row or more
     ):
-        "To the end; two processes may do so at a time"
-        with locked(runs_dir()/'.locks'/f'table-{self.path.stem}'):
-            rows = [self.read(), row] if self.path.exists() else [row]
+        "To the end, but for cells that are there; processes may do so at a time"
+        with locked(self.path.with_name(f'.{self.path.name}.lock')):
+            new = self._new(row)
+            if not len(new): return
+            rows = [self.read(), new] if self.path.exists() else [new]
             table = pd.concat(rows, ignore_index=True)
             with aside(self.path) as part: table.round(5).to_csv(part, index=False)
+
+    def _new(self, row):
+        "Rows whose cell is not in the table"
+        cells = list(row[self.fields].itertuples(index=False, name=None))
+        new = set(self.lacks(cells))
+        return row[[cell in new for cell in cells]]
 
     def fill(self,
         plan:list, # Cells

@@ -28,6 +28,7 @@ from ..prepare.seasons import own_task
 from ..pretrain import encoder
 from ..probing import probing
 from .crowd import crowd_pairs, crowd_task
+from .length import settled
 from .real import bavaria_series, france_series, nine_bands
 from .replication import audit_sets
 
@@ -42,14 +43,15 @@ def few_encoder(
     size:dict=few_size, # per_date, fields, dates, batch, epochs
     bands:str='all', # Of Sentinel-2
 )->Run: # An encoder
-    "Of a scene's own pairs"
+    "Of a scene's own pairs, with settled batch-norm statistics"
     drawn = {k: size[k] for k in ('per_date', 'fields', 'dates')}
     pairs = crowd_pairs('few_pairs', scene, 'filled', **drawn)
     r = recipe(
         'demo', precision='bf16', bands=bands,
         pretrain_epochs=size['epochs'], pretrain_batch=size['batch'])
     if name=='raw': return raw(pairs, r)
-    return encoder(pairs, r, scene, epochs=0 if name=='untrained' else -1)
+    run = encoder(pairs, r, scene, epochs=0 if name=='untrained' else -1)
+    return settled(run, pairs, bands)
 
 # %% ../../nbs/studies/10_few_labels.ipynb #7204157d
 class RealSet(NamedTuple):
@@ -58,14 +60,15 @@ class RealSet(NamedTuple):
     table:str # File
     series:Callable # Reads it
     bands:str # Of Sentinel-2, as a recipe names them
+    epochs:int # So that there are about 840 steps of 32, as on the twin
 
 real_sets = dict(
     bavaria=RealSet(
         'Bavaria 2018', 'bavaria_s2_parcels/bavaria_parcels_long_derived.csv',
-        bavaria_series, 'all'),
+        bavaria_series, 'all', 168),
     france=RealSet(
         'France 2023', 'france_2023/2023_FRA_LPIS_POLY_110_dekad.geoparquet',
-        france_series, nine_bands))
+        france_series, nine_bands, 94))
 
 def make_real(
     folder:Path, # Where train.h5 and val.h5 go
@@ -148,14 +151,16 @@ def few_plan(
 def few_run(
     cell:FewCell, # One of the plan
     size:dict=few_size, # Of pre-training and task
-    epochs:int=20, # Of networks
+    epochs:int=0, # Of networks; 0: so that there are about 840 steps
 )->Run: # The training or probe
     "What a cell stands for"
     series = few_task(cell.data, cell.scene, size)
-    of, bands = cell.scene, 'all'
-    if cell.data in real_sets: of, bands = few_scenes[0], real_sets[cell.data].bands
+    of, bands, all_of_them = cell.scene, 'all', 20
+    if cell.data in real_sets:
+        of,real = few_scenes[0], real_sets[cell.data]
+        bands, all_of_them = real.bands, real.epochs
     enc = few_encoder(cell.encoder, of, size, bands)
-    r, seed = recipe('demo', epochs=epochs, batch=32), cell.scene+1000*cell.draw
+    r, seed = recipe('demo', epochs=epochs or all_of_them, batch=32), cell.scene+1000*cell.draw
     what = dict(r=r, seed=seed, fields=cell.fields)
     family = 'transformer'
     if cell.learner=='tuned':
@@ -167,18 +172,25 @@ def few_run(
 
 # %% ../../nbs/studies/10_few_labels.ipynb #98f46ee6
 _found = 'accuracy', 'field_accuracy', 'best', 'steps', 'n_train', 'n_val', 'source'
-few_columns = [*FewCell._fields, *_found, 'seconds', 'commit', 'run']
+_shares = 'sure', 'right' # of pseudo-labels: above tau, and right among these
+few_columns = [*FewCell._fields, *_found, *_shares, 'seconds', 'commit', 'run']
 
 def few_row(
     cell:FewCell, # Done
     run:Run, # Its run
 )->dict: # `few_columns`
-    "Scores and seconds (of the process that finished it), with the cell they belong to"
+    "Scores, shares in per cent, seconds (of the process that finished it), with their cell"
     found = result(run)
     log = json.loads((run.path/'log.json').read_text())
     kept = {k: found.get(k) for k in _found}
+    kept |= {k: _last_of(found, f'epoch_{k}') for k in _shares}
     made = dict(seconds=log['seconds'], commit=log['commit'], run=run.id)
     return cell._asdict() | kept | made
+
+def _last_of(found, key):
+    "In per cent; NaN where the last epoch has none"
+    last = found.get(key, [None])[-1]
+    return float('nan') if last is None else 100*last
 
 # %% ../../nbs/studies/10_few_labels.ipynb #1769e32c
 def best_of_rest(
@@ -186,28 +198,47 @@ def best_of_rest(
     scenes:tuple=few_scenes, # All that have to be there
 )->str: # A trainer; '' until all are there
     "Highest mean accuracy at four fields on raw bands"
-    t = table[(table.data=='twin') & (table.encoder=='raw') & (table.fields==4)]
-    t = t[(t.unseen==0) & t.learner.isin(_rest) & t.scene.isin(scenes)]
-    if len(t)<len(_rest)*len(scenes)*3: return ''
+    cells = _three_draws(scenes, [('raw', name) for name in _rest])
+    t = _rows_of(table, cells)
+    if len(t)<len(cells): return ''
     return t.groupby('learner').accuracy.mean().idxmax()
 
+def _three_draws(scenes, sides):
+    "Cells at four fields, of encoders and learners"
+    drawn = product(scenes, range(3), sides)
+    return [FewCell('twin', scene, draw, *side, 4) for scene,draw,side in drawn]
+
+def _rows_of(table, cells):
+    "Those of these cells alone, one for each that is there"
+    keys = list(FewCell._fields)
+    rows = table.drop_duplicates(keys)
+    return rows[rows.set_index(keys).index.isin(cells)]
+
 # %% ../../nbs/studies/10_few_labels.ipynb #1808f7c8
+_comatch, _triplets, _ridge = ('raw', 'comatch'), ('raw', 'comatch_triplet'), ('bimodal', 'ridge')
 _contrasts = {
-    'CoMatch minus ridge on the bi-modal encoder': (('raw', 'comatch'), ('bimodal', 'ridge')),
-    'CoMatch with triplets minus CoMatch': (('raw', 'comatch_triplet'), ('raw', 'comatch'))}
+    'CoMatch minus ridge on the bi-modal encoder': (_comatch, _ridge),
+    'CoMatch with triplets minus CoMatch': (_triplets, _comatch)}
+
+def _check_scenes(rows, scenes):
+    "Raise `ValueError` before all rows of the contrasts are there"
+    there = rows.groupby('scene').size().reindex(list(scenes), fill_value=0)
+    lacking = there.index[there<len(_three_draws([0], (_comatch, _triplets, _ridge)))]
+    if len(lacking):
+        few = ', '.join(map(str, lacking))
+        raise ValueError(f'The contrasts are looked at when all scenes are there; not yet: {few}')
 
 def few_contrasts(
     table:pd.DataFrame, # Of `few_row`s
-)->pd.DataFrame: # A row a contrast: n, mean, low, high, says; a scene needs its three draws
-    "The two primary contrasts"
-    t = table[(table.data=='twin') & (table.fields==4) & (table.unseen==0)]
-    by = t.groupby(['scene', 'encoder', 'learner']).accuracy
-    means = (100*by.mean()[by.count()==3]).unstack(['encoder', 'learner'])
-    rows = {}
+    scenes:tuple=few_scenes, # All of them
+)->pd.DataFrame: # A row a contrast: n, mean, low, high, says
+    "The two primary contrasts, means of three draws; raises `ValueError` before the end"
+    t = _rows_of(table, _three_draws(scenes, (_comatch, _triplets, _ridge)))
+    _check_scenes(t, scenes)
+    means = 100*t.groupby(['scene', 'encoder', 'learner']).accuracy.mean()
+    means, rows = means.unstack(['encoder', 'learner']), {}
     for name,(first,second) in _contrasts.items():
-        if not {first, second}<=set(means.columns): continue
-        d = (means[first]-means[second]).dropna().to_numpy()
-        if not len(d): continue
+        d = (means[first]-means[second]).to_numpy()
         mean,low,high = mean_interval(d, .975) # one of two
         says = interval_says(low, high)
         rows[name] = dict(n=len(d), mean=mean, low=low, high=high, says=says)
@@ -220,8 +251,8 @@ def few_figure(
     table:pd.DataFrame, # Of `few_row`s
     stamp:str, # What made it
 )->plt.Figure: # Accuracy against labelled fields, each learner on each encoder
-    "Means over scenes and draws, of the twin with all classes labelled"
-    t = table[(table.data=='twin') & (table.unseen==0)]
+    "Means over scenes at the first draw, which all have; of the twin with all classes labelled"
+    t = table[(table.data=='twin') & (table.unseen==0) & (table.draw==0)]
     fig,ax = plt.subplots(figsize=(6.5, 4.2), layout='constrained')
     for (enc,learner),one in t.groupby(['encoder', 'learner'], sort=False):
         line = 100*one.groupby('fields').accuracy.mean()
@@ -229,17 +260,18 @@ def few_figure(
     ax.set(xscale='log', xlabel='labelled fields a class', ylabel='accuracy of the last epoch, %')
     ax.set_xticks(_counts, _counts)
     ax.legend(fontsize=6, ncol=2)
-    ax.set_title(stamp, fontsize=8)
+    ax.set_title(f'{stamp}\ndraw 0 of the labelled fields alone', fontsize=8)
     return fig
 
 # %% ../../nbs/studies/10_few_labels.ipynb #f29e5a3f
 def few_costs(
     table:pd.DataFrame, # Of `few_row`s
-)->pd.DataFrame: # last and best in per cent, seconds, seconds a step: a row a trainer
+)->pd.DataFrame: # last, best, sure, right in per cent, seconds, seconds a step: a row a trainer
     "At four fields on raw bands, means over scenes and draws"
     t = table[(table.data=='twin') & (table.fields==4) & (table.unseen==0)]
     t = t[t.learner.isin(trainers) & (t.encoder=='raw')]
-    means = t.groupby('learner', sort=False)[['accuracy', 'best', 'seconds', 'steps']].mean()
+    wanted = ['accuracy', 'best', *_shares, 'seconds', 'steps']
+    means = t.groupby('learner', sort=False)[wanted].mean()
     return pd.DataFrame(dict(
-        last=100*means.accuracy, best=100*means.best, seconds=means.seconds,
-        seconds_a_step=means.seconds/means.steps))
+        last=100*means.accuracy, best=100*means.best, sure=means.sure, right=means.right,
+        seconds=means.seconds, seconds_a_step=means.seconds/means.steps))
