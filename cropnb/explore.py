@@ -45,7 +45,7 @@ def true_colour(
 def field_means(
     images, # Of a sensor
     ids:np.ndarray, # (row, column) field ids on its grid, -1 where there is none
-)->tuple: # field ids (F,), values (F,T,B) int16, mask (F,T): was any pixel seen
+)->tuple: # field ids (F,), values (F,T,B) int16 up to 32767, mask (F,T): was any pixel seen
     "One pass over the dates"
     inside = ids>=0
     fields, inverse = np.unique(ids[inside], return_inverse=True)
@@ -57,7 +57,7 @@ def field_means(
         sums = [np.bincount(inverse[valid], band[valid], len(fields)) for band in pixels.T]
         means.append(np.stack(sums, 1)/n.clip(1)[:,None])
         seen.append(n>0)
-    values = np.stack(means, 1).round().astype('int16')
+    values = np.stack(means, 1).round().clip(max=32767).astype('int16')
     return fields, values, np.stack(seen, 1)
 
 # %% ../nbs/08_explore.ipynb #41bf818e

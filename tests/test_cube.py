@@ -7,6 +7,7 @@ from conftest import root
 from cropnb.engine.bands import sensors
 from cropnb.downstream import training
 from cropnb.engine.recipes import recipe
+from cropnb.maps.blocks import state_of
 from cropnb.evaluate import scores, win_matrix
 from cropnb.prepare.seasons import own_task
 from cropnb.pretrain import encoders
@@ -260,6 +261,16 @@ def test_parcels_of_any_format(tmp_path, suffix):
     assert [image.sensor.name for image in tile.images]==['sentinel2', 'landsat']
     assert tile.files()==[file]
     assert '2 parcels of 2 crops, 2 without a crop' in repr(tile)
+
+def test_what_a_resumed_map_may_not_mix(tmp_path):
+    path = tmp_path/'cube.nc'
+    made().to_netcdf(path, engine='h5netcdf')
+    g = squares().assign(right=['b', 'a', None, None])
+    def state(source=path, column='crop', **keys):
+        return state_of(open_cube(source, g, sensor=four, column=column, keys=keys))
+    assert state()==state()
+    for other in (state(column='right'), state(offset=-400), state(made())): assert other!=state()
+    assert state(made())!=state(made())            # who knows what a cube in memory holds now?
 
 def test_parcels_that_do_not_fit(tmp_path):
     g = squares()

@@ -1,14 +1,15 @@
 "Maps of whole scenes: the same bytes however they are made, gaps named, files that open well"
 import os, shutil, signal, subprocess, sys, time
 from types import SimpleNamespace
-import geopandas as gpd, numpy as np, pytest, rasterio, torch
+import geopandas as gpd, numpy as np, pytest, rasterio, torch, zarr
 from rasterio.errors import RasterioIOError
 from rio_cogeo.cogeo import cog_validate
 from conftest import root
 from cropnb.cli import main
-from cropnb.encoder import save_encoder
+from cropnb.encoder import load_encoder, save_encoder
 from cropnb.encoders import ResMLP
 from cropnb.engine.bands import sensors
+from cropnb.maps import scene as scene_module
 from cropnb.maps.blocks import as_scene
 from cropnb.maps.fit import MapModel, fit_scene, split_scene
 from cropnb.maps.rasters import no_share, no_value, unseen
@@ -114,8 +115,45 @@ def test_killed_and_resumed(world, tmp_path, capfd):
     world.model.map(world.scene, out, block=32)
     assert 'blocks are there from an earlier run' in capfd.readouterr().out
     assert out.read_bytes()==whole.read_bytes()
-    assert sorted(f.name for f in tmp_path.iterdir() if 'killed' in f.name)==[
+    assert sorted(f.name for f in tmp_path.glob('killed*'))==[
         'killed.json', 'killed.tif', 'killed.tif.aux.xml']
+
+class Killed(BaseException): "As a signal would end a run"
+
+def kill_at(monkeypatch, name):
+    "Whoever calls this function of `cropnb.maps.scene` is killed"
+    def end(*args): raise Killed
+    monkeypatch.setattr(scene_module, name, end)
+
+def test_killed_between_two_outputs(world, tmp_path, monkeypatch):
+    out, parcels = tmp_path/'a.tif', tmp_path/'a.gpkg'
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        kill_at(m, 'write_parcels')
+        world.model.map(world.scene, out, parcels=parcels)
+    assert out.exists() and not parcels.exists()
+    with pytest.raises(FileExistsError): world.model.map(world.scene, out, level=.8)
+    world.model.map(world.scene, out, parcels=parcels)
+    assert parcels.exists() and (tmp_path/'a.json').exists()
+
+def test_another_encoder_in_memory_resumes_nothing(world, tmp_path, monkeypatch):
+    out, again = tmp_path/'z.zarr', tmp_path/'y.zarr'
+    one, two = load_encoder(world.encoder), load_encoder(world.encoder)
+    with torch.no_grad(): two.net[0].weight.mul_(-1)
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        kill_at(m, 'write_zarr')
+        embed_raster(one, world.scene, out)
+    for path in (out, again): embed_raster(two, world.scene, path)
+    a, b = (zarr.open_group(path, mode='r')['embedding'][:] for path in (out, again))
+    assert np.array_equal(a, b, equal_nan=True)
+
+def test_a_block_that_is_gone_is_no_gap(world, tmp_path, monkeypatch):
+    write = scene_module.assemble
+    def without_one(layers, grid, blocks, folder, *more):
+        (folder/'000001.npz').unlink()
+        write(layers, grid, blocks, folder, *more)
+    monkeypatch.setattr(scene_module, 'assemble', without_one)
+    with pytest.raises(FileNotFoundError, match='000001.npz is gone'):
+        world.model.map(world.scene, tmp_path/'a.tif', block=64)
 
 # ---------------------------------------------------------------- what is missing
 def test_pixels_never_seen_are_nodata(world, tmp_path):
@@ -273,6 +311,16 @@ def test_an_output_that_is_there(world, tmp_path):
     world.model.map(world.scene, tmp_path/'a.tif', force=True)
     assert cog_validate(tmp_path/'a.tif', quiet=True)[0]
 
+def test_nothing_is_computed_that_cannot_be_written(world, tmp_path, monkeypatch):
+    kill_at(monkeypatch, 'do_blocks')
+    (tmp_path/'a.json').write_text('mine')
+    with pytest.raises(FileExistsError, match='a.json'):
+        world.model.map(world.scene, tmp_path/'a.tif')
+    with pytest.raises(ValueError, match='two outputs'):
+        world.model.map(world.scene, tmp_path/'b.tif', tmp_path/'b.tif')
+    with pytest.raises(ValueError, match='not a folder'):
+        world.model.map(world.scene, tmp_path/'b.tif', parcels=tmp_path/'no'/'b.gpkg')
+
 # ---------------------------------------------------------------- two fits, one folder
 slow_fit = '''
 import sys, time
@@ -297,7 +345,7 @@ def test_two_fits_into_one_folder(world, tmp_path):
         first.kill()
         first.wait()
     main(command)                          # the lock went with the process
-    assert sorted(f.name for f in tmp_path.iterdir())==['model']
+    assert sorted(f.name for f in tmp_path.iterdir())==['.model.lock', 'model']
     assert (out/'card.json').exists()
 
 # ---------------------------------------------------------------- command line

@@ -158,6 +158,7 @@ def _finish(
     inputs = {name: _get_input(o) for name,o in run.inputs.items()}
     (part/'tmp').mkdir(parents=True, exist_ok=True)
     if not _readable(part/'result.json'):
+        _clear_away(part)
         if _cuda(): _cuda().reset_peak_memory_stats() # a run's peak on a GPU is its own
         start = time.time()
         found = run.make(part, run.recipe, **inputs)
@@ -168,6 +169,11 @@ def _finish(
     shutil.rmtree(part/'tmp')
     _make_way(run.path)
     part.rename(run.path)
+
+def _clear_away(part):
+    "A kill in the midst of writing leaves files that are no part of a record"
+    for f in part.rglob('*'):
+        if re.search(r'\.(tmp|room)\d+$', f.name) and f.is_file(): f.unlink()
 
 def _readable(path):
     "Is it there, and whole JSON? A machine that lost power can leave an empty file"
@@ -235,8 +241,11 @@ def _record(folder):
 def verify(
     folder:Path|None=None, # A folder of runs; `None`: that of this repository
 )->list: # One line a damaged record
-    "Compare every file of every record with the hash that was kept"
+    """Compare every file of every record with the hash that was kept;
+    raises `ValueError` for what is no folder"""
     root = Path(folder or runs_dir())
+    if not root.is_dir(): raise ValueError(
+        f'{root} is not a folder: name a folder of runs, or set CROPNB_RUNS')
     found = [d for d in sorted(root.glob('*/*')) if re.fullmatch('[0-9a-f]{12}', d.name)]
     said = {d: _damage(d) for d in found}
     return [f'{d.relative_to(root)}: {say}' for d,say in said.items() if say]

@@ -17,7 +17,8 @@ def stratified_ratio(
     area:np.ndarray, # (strata,) area of each stratum
     size:np.ndarray, # (n,) area of each unit
 )->tuple: # ratio of totals, standard error
-    "Ratio estimate and its linearised standard error (Cochran 1977, sections 6.3 and 6.12)"
+    """Ratio estimate and its linearised standard error (Cochran 1977, sections 6.3 and 6.12);
+    the error is NaN where a stratum has a single unit, which cannot say how units differ"""
     weight = area/np.maximum(np.bincount(stratum, size, len(area)), 1e-12)
     w = weight[stratum]
     total = (w*x).sum()
@@ -29,6 +30,7 @@ def stratified_ratio(
         own = stratum==h
         squares[h] = _spread_about(miss[own], size[own])
     var = weight**2*n/np.maximum(n-1, 1)*squares
+    var[(n==1) & (area>0)] = np.nan
     return ratio, np.sqrt(var.sum())/total
 
 def _spread_about(miss, size):
@@ -45,23 +47,32 @@ def area_table(
     size:np.ndarray|None=None, # (n,) area of each unit; equal if `None`
     z:float=1.96, # 1.96: intervals of 95 %
 )->pd.DataFrame: # A row a class, and 'all'; area, user, producer with their _ci; counted on the map
-    "Estimated areas and accuracies with half-widths of their intervals (Olofsson et al. 2014)"
+    """Estimated areas and accuracies with half-widths of their intervals (Olofsson et al. 2014);
+    raises `ValueError` for a class of which nothing was sampled; of one unit intervals are NaN"""
     mapped, truth, area = (np.asarray(v) for v in (mapped, truth, mapped_area))
     unseen = [name for k,name in enumerate(classes) if area[k] and not (mapped==k).any()]
     if unseen: raise ValueError(f"No unit was sampled where the map says {', '.join(unseen)}: "
                                 'look at two or more in each class of the map')
     size = np.ones(len(truth)) if size is None else np.asarray(size, float)
-    def ratio(y, x): return stratified_ratio(y*size, x*size, mapped, area, size)
-    def with_ci(found, times=1): return times*found[0], times*z*found[1]
     every, whole = np.ones(len(truth)), area.sum()
     agree = mapped==truth
+
+    def estimate(y, x, area=area):
+        return stratified_ratio(y*size, x*size, mapped, area, size)
+
+    def with_interval(found, times=1):
+        value, error = found
+        return times*value, times*z*error
+
     rows = {}
     for k,name in enumerate(classes):
         here, there = truth==k, mapped==k
-        share, users = ratio(here, every), ratio(agree & there, there)
-        producers = ratio(agree & here, here)
-        rows[name] = *with_ci(share, whole), area[k], *with_ci(users), *with_ci(producers)
-    right = with_ci(ratio(agree, every))
-    rows['all'] = whole, 0, whole, *right, *right
+        of_class = np.where(np.arange(len(area))==k, area, 0)   # other strata have no part in it
+        found, found_ci = with_interval(estimate(here, every), whole)
+        user, user_ci = with_interval(estimate(agree & there, there, of_class))
+        producer, producer_ci = with_interval(estimate(agree & here, here))
+        rows[name] = found, found_ci, area[k], user, user_ci, producer, producer_ci
+    right, right_ci = with_interval(estimate(agree, every))
+    rows['all'] = whole, 0, whole, right, right_ci, right, right_ci
     names = 'area area_ci counted user user_ci producer producer_ci'.split()
     return pd.DataFrame(rows, names).T

@@ -8,6 +8,8 @@ __all__ = ['square', 'as_scene', 'state_of', 'blocks_of', 'squares_in', 'shown_d
 
 # %% ../../nbs/maps/00_blocks.ipynb #9ef177da
 import contextlib
+import hashlib
+import secrets
 import zlib
 from pathlib import Path
 import numpy as np
@@ -27,11 +29,39 @@ def as_scene(
 # %% ../../nbs/maps/00_blocks.ipynb #843c9f46
 def state_of(
     tile, # From `as_scene`
-)->list: # (path, bytes, time of change) of each file
-    "What a scene is read from; another state is another scene"
+    parcels:bool=True, # Do parcels count? Not for what is made of the images alone
+)->dict: # files, images and parcels, as JSON can write them
+    "What a scene is read from, and how; another state is another scene"
     files = [Path(f) for f in tile.files()]
     found = [(f, f.stat()) for f in files if f.exists()]
-    return [(str(f), s.st_size, s.st_mtime_ns) for f,s in found]
+    state = dict(files=[(str(f), s.st_size, s.st_mtime_ns) for f,s in found])
+    state['images'] = _state_of_images(tile.first)
+    if parcels: state['parcels'] = _hash_parcels(tile)
+    return state
+
+def _state_of_images(images):
+    "How values are read; of what lies in memory nobody can say that it is the same again"
+    keys = getattr(images, 'keys', {})
+    named = {name: repr(value) for name,value in keys.items()}
+    memory = '' if _on_disk(images) else secrets.token_hex(8)
+    return dict(keys=named, sensor=images.sensor.as_dict(), memory=memory)
+
+def _on_disk(images):
+    "Does every value lie in a file?"
+    if not hasattr(images, 'files') or not images.files(): return False
+    layers = [*getattr(images, 'layers', []), getattr(images, 'cloud_layer', None)]
+    sources = [Path(layer.where) for layer in layers if layer is not None]
+    return all(path in images.list for path in sources)
+
+def _hash_parcels(tile):
+    "Of ids, crops and outlines as they are used, whatever columns and names led to them"
+    known, others = tile.fields(), tile.unlabelled()
+    found = hashlib.sha256(repr((list(tile.classes), str(known.crs))).encode())
+    found.update(np.array(known.crop, 'int64'))
+    for parcels in (known, others):
+        found.update(np.array(parcels.field_id, 'int64'))
+        for outline in parcels.geometry.to_wkb(): found.update(outline or b'')
+    return found.hexdigest()
 
 # %% ../../nbs/maps/00_blocks.ipynb #cfad68ec
 square = 32 # pixels on a side

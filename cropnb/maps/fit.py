@@ -29,6 +29,7 @@ from ..features import day_of_year, embed_part, moments_of, read_part, standardi
 from .blocks import as_scene, composites, state_of
 from .confidence import calibrate, coverage_of, load_confidence, save_confidence
 from .networks import SeasonNet
+from .rasters import check_codes
 from .work import alone
 from ..measure.metrics import confusion, field_accuracy, scores_of, votes
 from ..prepare.fields import split_fields
@@ -231,9 +232,11 @@ def fit_scene(
     draw = dict(pixels=pixels, clouds=clouds, buffer=buffer, days=days, seed=seed)
     own = dict(early=early, jitter=jitter, clouds=clouds, buffer=buffer, days=days)
     _check_fit(recipe, draw, early)
+    if early: _check_one_year(tile.first.dates)
+    check_codes(tile.classes, tile.labels)
     with alone(out):
         _check_place(out, force)
-        work = _work_folder(out, dict(draw, files=state_of(tile), source=_name(tile)))
+        work = _work_folder(out, _plan_of(tile, draw))
         made = _fit_in(work, tile, encoder, recipe, draw, own)
         if out.exists(): shutil.rmtree(out)
         made.rename(out)
@@ -282,6 +285,18 @@ def _check_fit(recipe, draw, early):
     check_number('days', draw['days'], least=0, whole=True)
 
 # %% ../../nbs/maps/05_fit.ipynb #a79e9c25
+def _check_one_year(dates):
+    "Raise `ValueError` for a season over New Year: what is shown is told by the day of the year"
+    first, last = dates.min(), dates.max()
+    if first.astype('datetime64[Y]')==last.astype('datetime64[Y]'): return
+    raise ValueError(
+        f'early=True hides what comes after a day of the year, and the images run over New Year, '
+        f'from {first} to {last}: fit without it, or keep the images of one year')
+
+def _plan_of(tile, draw):
+    "All that the seasons depend on, which a killed fit leaves"
+    return dict(draw, state=state_of(tile), source=_name(tile), level=tile.level, commit=commit())
+
 def _check_place(out, force):
     "Raise `FileExistsError` or `ValueError` for a folder that is taken"
     if out.exists() and not force: raise FileExistsError(
@@ -372,7 +387,9 @@ class MapModel(SeasonModel):
         encoder:Path|None=None, # Where the encoder is neither in the folder nor in `runs/`
     ):
         folder = Path(folder)
-        if not folder.is_dir(): folder = folder.parent
+        if not folder.exists(): raise FileNotFoundError(
+            f'{folder} is not there: name the folder that `cropnb fit` has made')
+        if folder.is_file(): folder = folder.parent
         inside = folder/'encoder.safetensors'
         if encoder is None and inside.exists(): encoder = inside
         m = load_model(folder, encoder)

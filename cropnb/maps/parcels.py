@@ -6,14 +6,17 @@
 __all__ = ['Ground', 'box_of', 'tally_fields', 'add_tallies', 'parcel_table', 'write_parcels', 'check_parcel_name']
 
 # %% ../../nbs/maps/06_parcels.ipynb #0b800e95
-import os
+import contextlib
+import warnings
 from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyogrio
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
+from ..engine.files import aside
 from .blocks import squares_in
 from ..sources.denethor import rasterise
 
@@ -110,21 +113,42 @@ def write_parcels(
     path:Path, # .gpkg | .parquet | .geojson
     table:gpd.GeoDataFrame, # From `parcel_table`
 ):
-    "Written aside, by the ending of the name; raises `ValueError` for another ending"
+    "By the ending of the name, the same bytes each time; raises `ValueError` for another ending"
     path = Path(path)
     check_parcel_name(path)
-    part = path.with_name(f'.{os.getpid()}-{path.name}')
-    try:
+    with aside(path) as part:
         if path.suffix=='.parquet': table.to_parquet(part, index=False)
-        else: table.to_file(part, driver=_drivers[path.suffix], layer=path.stem)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+        else: _write_vector(part, table, path)
+
+def _write_vector(part, table, path):
+    "GDAL does not like the name that a file has while it is written"
+    with warnings.catch_warnings(), _one_date():
+        warnings.filterwarnings('ignore', 'The filename extension')
+        table.to_file(part, driver=_drivers[path.suffix], layer=path.stem)
+
+@contextlib.contextmanager
+def _one_date():
+    "A GeoPackage says when it was written: the same for all, or no two were equal"
+    pyogrio.set_gdal_config_options(dict(OGR_CURRENT_DATE='2000-01-01T00:00:00.000Z'))
+    try: yield
+    finally: pyogrio.set_gdal_config_options(dict(OGR_CURRENT_DATE=None))
 
 _drivers = {'.gpkg': 'GPKG', '.geojson': 'GeoJSON', '.parquet': ''}
 
 def check_parcel_name(
     path:Path, # Where parcels are to go
+    classes=(), # Names, of which each becomes a column
 ):
-    "Raise `ValueError` for an ending that is not known"
-    if Path(path).suffix not in _drivers: raise ValueError(
+    "Raise `ValueError` for an ending that is not known, and for columns that a file cannot hold"
+    suffix = Path(path).suffix
+    if suffix not in _drivers: raise ValueError(
         f'{path}: parcels are written as {", ".join(_drivers)}')
+    if suffix=='.gpkg': _check_columns(path, classes)
+
+def _check_columns(path, classes):
+    "Columns of a GeoPackage are the same in upper and lower case"
+    plain = [name.lower() for name in classes]
+    alike = [name for name in classes if plain.count(name.lower())>1]
+    if alike: raise ValueError(
+        f'{path}: a .gpkg cannot tell the columns of {" and ".join(alike)} apart: '
+        'write .parquet or .geojson, or give these crops one name')

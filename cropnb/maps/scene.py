@@ -7,6 +7,7 @@ __all__ = ['check_calendar', 'MapJob', 'every_parcel', 'map_scene', 'assemble', 
            'write_zarr']
 
 # %% ../../nbs/maps/07_scene.ipynb #6175bc55
+import hashlib
 import itertools
 import shutil
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ from .fit import fit_scene # noqa: F401, for `cropnb.fit`: its models can map
 from .networks import SeasonNet, front_of, mean_by_pixel, seen_values
 from .parcels import Ground, add_tallies, check_parcel_name, parcel_table
 from .parcels import tally_fields, write_parcels
-from .rasters import Layer, as_shares, check_outputs, no_share, no_value
+from .rasters import Layer, as_shares, check_codes, check_outputs, no_share, no_value
 from .rasters import open_plain, outside, stac_item, unseen, write_cog, write_window
-from .work import block_path, do_blocks, part_folder
+from .work import do_blocks, is_begun, kept_blocks, part_folder
 
 # %% ../../nbs/maps/07_scene.ipynb #7a8cbc7f
 def check_calendar(
@@ -188,18 +189,22 @@ def map_scene(
                  bool(parcels), within, level, days, bf16, part)
     tags = _tags_of(model, images, shown, job)
     layers = _map_layers(model.classes, tags, out, probabilities, confidence, level)
-    check_outputs(layers, grid[1], force)
-    if parcels: _check_parcels(parcels, force)
-    plan = dict(tags, block=block, job=_plain(job), files=state_of(tile), grid=str(grid))
+    item = Path(out).with_suffix('.json')
+    beside = [item, Path(parcels)] if parcels else [item]
+    if parcels: check_parcel_name(parcels, model.classes)
+    plan = dict(
+        tags, block=block, job=_plain(job), state=state_of(tile, job.fields or within),
+        grid=str(grid), outputs=_names_of(layers, beside), calibrated=_hash_confidence(model))
+    check_outputs(layers, grid[1], force or is_begun(out, plan), beside)
     with part_folder(out, plan) as folder:
         blocks = blocks_of(grid[1], block)
         lost = do_blocks(job, blocks, folder, workers, client)
-        assemble(layers, grid, blocks, folder, _gaps(lost, blocks))
-        found = _sums(folder, [i for i in range(len(blocks)) if i not in lost])
+        assemble(layers, grid, blocks, folder, _gaps(lost, blocks), lost)
+        found = _sums(folder, blocks, lost)
         if parcels:
             fields = every_parcel(tile, images.crs)
             write_parcels(parcels, parcel_table(fields, add_tallies(found), model.classes))
-        stac_item(layers, grid, images.dates[shown], Path(out).with_suffix('.json'))
+        stac_item(layers, grid, images.dates[shown], item)
     return _report(found, model.classes, lost, blocks)
 MapModel.map = map_scene
 
@@ -243,10 +248,15 @@ def _kind_of(days):
     return f'means of {days} days' if days else 'single dates'
 
 # %% ../../nbs/maps/07_scene.ipynb #c9de502b
-def _check_parcels(path, force):
-    check_parcel_name(path)
-    if Path(path).exists() and not force: raise FileExistsError(
-        17, f'{path} is there already: --force writes it again', str(path))
+def _names_of(layers, beside):
+    "Where everything goes: a run that is resumed may write over these, and no others"
+    paths = [*(layer.path for layer in layers.values()), *beside]
+    return [str(path.resolve()) for path in paths]
+
+def _hash_confidence(model):
+    "What shares and sets depend on beside the model"
+    found = sorted(model.folder.glob('confidence*.safetensors'))
+    return {path.name: hash_file(path) for path in found}
 
 # %% ../../nbs/maps/07_scene.ipynb #4dfdb2cf
 def _plain(job):
@@ -276,6 +286,7 @@ def _tags_of(model, images, shown, job):
 # %% ../../nbs/maps/07_scene.ipynb #d9d0e6c0
 def _map_layers(classes, tags, out, probabilities, confidence, level):
     "The files that were asked for, by the name of their arrays"
+    check_codes(classes, 'The model')
     layers = dict(classes=Layer(Path(out), ['class'], 'uint8', unseen, 'mode', list(classes),
                                 tags=tags))
     scale = 'probability x 10000'
@@ -310,27 +321,26 @@ def assemble(
     blocks:list, # From `blocks_of`
     folder:Path, # That holds the finished blocks
     more:dict, # Further tags
+    lost=(), # Numbers of the blocks that could not be read: they stay nodata
 ):
-    "From finished blocks to COGs, one block in memory"
+    "From finished blocks to COGs, one block in memory; raises `FileNotFoundError` for one gone"
     for name,layer in layers.items():
         layer.tags = layer.tags|more
         plain = folder/f'{name}.tif'
         with open_plain(plain, layer, grid) as f:
-            for i,block in enumerate(blocks):
-                if not block_path(folder, i).exists(): continue
-                with np.load(block_path(folder, i)) as a: write_window(f, a[name], *block)
+            for block,arrays in kept_blocks(folder, blocks, lost):
+                write_window(f, arrays[name], *block)
         write_cog(plain, layer)
         plain.unlink()
 
 # %% ../../nbs/maps/07_scene.ipynb #40d3d3af
-def _sums(folder, numbers):
+def _sums(folder, blocks, lost):
     "What blocks have counted, without their pixels"
     keep = 'count', 'field', 'votes', 'sums'
     found = []
-    for i in numbers:
-        with np.load(block_path(folder, i)) as a:
-            there = [name for name in keep if name in a]
-            found.append({name: a[name] for name in there})
+    for _,arrays in kept_blocks(folder, blocks, lost):
+        there = [name for name in keep if name in arrays]
+        found.append({name: arrays[name] for name in there})
     return found
 
 def _report(found, classes, lost, blocks):
@@ -448,32 +458,54 @@ def embed_raster(
     order_of(images, encoder_bands(enc))
     job = EmbedJob(encoder, _light(scene), shown, pool, clouds, None, part)
     layer = _embedding_layer(enc, out, pool, _embed_tags(enc, images, shown, job, tile))
-    check_outputs(dict(embedding=layer), grid[1], force)
-    if out.suffix!='.zarr':
-        job.scales = _scales(job, grid[1])
-        layer.scales = [float(s) for s in job.scales]
-    plan = dict(layer.tags, block=block, files=state_of(tile), grid=str(grid))
-    plan['scales'] = layer.scales
+    layers, floats = dict(embedding=layer), out.suffix=='.zarr'
+    beside = [] if floats else [out.with_suffix('.json')]
+    check_outputs(layers, grid[1], force or is_begun(out), beside)
+    if not floats: _set_scales(job, layer, grid[1])
+    plan = dict(layer.tags, block=block, state=state_of(tile, parcels=False), grid=str(grid),
+                scales=layer.scales, outputs=_names_of(layers, beside))
+    check_outputs(layers, grid[1], force or is_begun(out, plan), beside)
     with part_folder(out, plan) as folder:
         blocks = blocks_of(grid[1], block)
         lost = do_blocks(job, blocks, folder, workers, client)
-        write = write_zarr if out.suffix=='.zarr' else assemble
-        write(dict(embedding=layer), grid, blocks, folder, _gaps(lost, blocks))
-        if out.suffix!='.zarr': stac_item(
-            dict(embeddings=layer), grid, images.dates[shown], out.with_suffix('.json'))
-        seen = 0
-        for i in range(len(blocks)):
-            if i in lost: continue
-            with np.load(block_path(folder, i)) as a: seen += int(a['seen'])
+        if floats: write_zarr(layers, grid, blocks, folder, _gaps(lost, blocks), lost)
+        else: _write_bytes(layers, grid, blocks, folder, lost, images.dates[shown])
+        seen = _pixels_seen(folder, blocks, lost)
     return dict(seen=seen, lost=sum(_pixels(blocks[i]) for i in lost), gaps=lost)
 Encoder.embed_raster = embed_raster
 
 # %% ../../nbs/maps/07_scene.ipynb #e7015097
+def _set_scales(job, layer, shape):
+    "One byte a number needs to know how large numbers are"
+    job.scales = _scales(job, shape)
+    layer.scales = [float(scale) for scale in job.scales]
+
+def _write_bytes(layers, grid, blocks, folder, lost, dates):
+    "A COG, and the item beside it"
+    assemble(layers, grid, blocks, folder, _gaps(lost, blocks), lost)
+    layer = layers['embedding']
+    item = layer.path.with_suffix('.json')
+    stac_item(dict(embeddings=layer), grid, dates, item)
+
+def _pixels_seen(folder, blocks, lost):
+    "How many pixels have an embedding"
+    return sum(int(arrays['seen']) for _,arrays in kept_blocks(folder, blocks, lost))
+
+def _hash_encoder(enc):
+    "Of all that an encoder in memory computes with"
+    tensors = enc.net.state_dict() | dict(_mean=enc.mean, _std=enc.std)
+    found = hashlib.sha256(f'{enc!r} {enc.net!r}'.encode())
+    for name,values in sorted(tensors.items()):
+        found.update(f'{name} {values.dtype} {tuple(values.shape)}'.encode())
+        plain = values.detach().cpu().reshape(-1).view(torch.uint8)
+        found.update(plain.numpy())
+    return found.hexdigest()
+
 def _embed_tags(enc, images, shown, job, tile):
     path = Path(job.encoder) if not isinstance(job.encoder, Encoder) else None
     if path and path.is_dir(): path = path/'encoder.safetensors'
     return dict(
-        software='cropnb', commit=commit(), encoder=hash_file(path) if path else repr(enc),
+        software='cropnb', commit=commit(), encoder=hash_file(path) if path else _hash_encoder(enc),
         method=str(enc.what.get('method') or enc.what['mode']), sensors=images.sensor.name,
         bands=' '.join(encoder_bands(enc)), pool=job.pool,
         pretrained_on=str(enc.what.get('source', '')), clouds=job.clouds,
@@ -494,6 +526,7 @@ def write_zarr(
     blocks:list, # From `blocks_of`
     folder:Path, # That holds the finished blocks
     more:dict, # Further attributes
+    lost=(), # As in `assemble`
 ):
     "A Zarr store that xarray opens: embedding (feature, y, x) float16, NaN where nothing was seen"
     layer, (transform, shape, crs) = layers['embedding'], grid
@@ -511,8 +544,7 @@ def write_zarr(
                               ('x', transform.c, transform.a, shape[1])):
         axis = root.create_array(name, shape=(n,), dtype='float64', dimension_names=(name,))
         axis[:] = start+step*centre[:n]
-    for i,(rows,cols) in enumerate(blocks):
-        if not block_path(folder, i).exists(): continue
-        with np.load(block_path(folder, i)) as arrays: a[:,rows,cols] = arrays['embedding']
+    for (rows,cols),arrays in kept_blocks(folder, blocks, lost):
+        a[:,rows,cols] = arrays['embedding']
     if layer.path.exists(): shutil.rmtree(layer.path)
     store.rename(layer.path)
