@@ -244,8 +244,8 @@ def verify(
     """Compare every file of every record with the hash that was kept;
     raises `ValueError` for what is no folder"""
     root = Path(folder or runs_dir())
-    if not root.is_dir(): raise ValueError(
-        f'{root} is not a folder: name a folder of runs, or set CROPNB_RUNS')
+    if folder and not root.is_dir(): raise ValueError(
+        f'{root} is not a folder: name a folder of runs')
     found = [d for d in sorted(root.glob('*/*')) if re.fullmatch('[0-9a-f]{12}', d.name)]
     said = {d: _damage(d) for d in found}
     return [f'{d.relative_to(root)}: {say}' for d,say in said.items() if say]
