@@ -45,10 +45,14 @@ def make_optimizer(
     m:Method, # What is trained
     r:dict, # optimizer, lr, weight_decay
 )->torch.optim.Optimizer: # Of the parameters that are trained
-    "Fused, and on a GPU ready to be recorded"
+    "Fused, and on a GPU ready to be recorded; at one learning rate, for all methods"
     trained = [p for p in m.parameters() if p.requires_grad]
+    left_alone = {id(p) for p in m.undecayed()}
+    groups = [dict(params=[p for p in trained if id(p) not in left_alone])]
+    others = [p for p in trained if id(p) in left_alone]
+    if others: groups.append(dict(params=others, weight_decay=0.))
     kind, on_gpu = optimizers[r['optimizer']], trained[0].is_cuda
-    return kind(trained, r['lr'], weight_decay=r['weight_decay'], fused=True, capturable=on_gpu)
+    return kind(groups, r['lr'], weight_decay=r['weight_decay'], fused=True, capturable=on_gpu)
 
 # %% ../nbs/03_pretrain.ipynb #fce7ea7b
 def known_labels(
