@@ -431,7 +431,7 @@ def train(p, folder, name, cls):
     step = step_of(p, name, 'bimodal', cls=cls, n=120, lr=.03, width=32)
     r = dict(epochs=40, seed=0, judge=[])
     trainer = Trainer(step, r, folder, save=None)
-    (folder/'tmp').mkdir()
+    (folder/'tmp').mkdir(exist_ok=True)
     try: trainer.run()
     except Collapse as e: return trainer.state, str(e)
     return trainer.state, ''
@@ -443,8 +443,11 @@ def test_a_collapse_is_seen_though_the_loss_falls(p, tmp_path, name):
     assert 'The embeddings collapsed in epoch' in said
     assert 'mean cosine' in said
     assert found['loss'][-1]<found['loss'][0]
-    assert found['probes'][-1]['rankme']>1.5    # which alone would not have seen it
-    assert found['probes'][-1]['cosine']>.9
+    assert found['probes'][-2]['rankme']>1.5    # which alone would not have seen it
+    assert found['probes'][-2]['cosine']>.9
+    with pytest.raises(Collapse): check_collapse(found['probes'][-1], 1) # that epoch is kept too
+    again,said_again = train(p, tmp_path, name, broken[name](find_method(name)))
+    assert (again['at'], again['loss'], said_again)==(found['at'], found['loss'], said)
     (tmp_path/'whole').mkdir()
     whole, said = train(p, tmp_path/'whole', name, find_method(name))
     assert said==''

@@ -62,6 +62,10 @@ class Method(nn.Module):
     ):
         "A teacher, a queue, a centre; asks nothing of the device, and rebinds no tensor"
 
+    def undecayed(self)->list: # Parameters
+        "What weight decay leaves alone"
+        return []
+
     def chance(self,
         batch:int, # Samples of a batch
     )->float|None: # Loss of a network that knows nothing; `None` where there is no such number

@@ -185,4 +185,5 @@ class DINO(Taught):
         self.teacher_t.copy_(self.first_t+(self.last_t-self.first_t)*warmed)
         for _,head in self.projectors: head.trained.copy_(done>=self.frozen)
 
+    def undecayed(self): return [head.weight for _,head in self.projectors]
     def chance(self, batch): return math.log(self.prototypes)

@@ -19,7 +19,7 @@ from ..engine.recipes import recipe
 from ..engine.records import Run, result
 from ..measure.probes import Collapse
 from ..measure.statistics import interval_says, mean_interval
-from ..pretrain import at_step, encoder
+from ..pretrain import at_step, encoder, so_far
 from ..probing import probing
 from .altered import Brightness, Noisy, SameField, Zeroed
 from .cells import score_columns, scored_row
@@ -205,8 +205,10 @@ def method_row(
     "Scores; a training that collapsed counts with the accuracy of chance"
     try: return scored_row(cell, run).assign(collapsed=False)
     except Collapse: pass
-    chance = dict.fromkeys(score_columns)|dict(accuracy=1/9)
+    chance = dict.fromkeys(score_columns)|dict(accuracy=1/_classes[cell.task])
     return pd.DataFrame([cell._asdict()|chance]).assign(collapsed=True)
+
+_classes = {1: 9, 2: 9, 3: 6} # of a task
 
 # %% ../../nbs/studies/11_methods.ipynb #53411b5e
 _measured = 'rankme', 'sd', 'cosine', 'alignment', 'ridge'
@@ -216,8 +218,9 @@ def method_steps(
     scene:int, # Its seed
     size:dict=method_size, # Of pairs and training
 )->pd.DataFrame: # A row a judged step: name, scene, step, loss at the end of an epoch, probes
-    "What a training that is done was like on the way"
-    found, one = result(method_training(name, scene, size)), _steps_of_epoch(size)
+    "What a training was like on the way, to its end or to its collapse"
+    run, one = method_training(name, scene, size), _steps_of_epoch(size)
+    found = result(run) if run.done else so_far(run)
     losses = {one*(i+1): loss for i,loss in enumerate(found['loss'])}
     rows = []
     for step,seen in found['judged'].items():
