@@ -783,6 +783,10 @@ def _middle(n, most=128):
     start = max(0, (n-most)//2)
     return start, min(n, start+most)
 
+def _dozen(n):
+    "Twelve of `n` dates, or all"
+    return np.unique(np.linspace(0, n-1, 12).astype(int))
+
 # %% ../../nbs/sources/06_cube.ipynb #4a474ea5
 def _without_values(cube, i, window):
     "Bands without a value on a date when others have some"
@@ -797,9 +801,8 @@ def _without_values(cube, i, window):
 def _check_sample(cube):
     "Raise `ValueError` for values on some dates that the sensor cannot have"
     window = [_middle(n) for n in cube.shape]
-    dates = np.unique(np.linspace(0, len(cube)-1, 12).astype(int))
     seen, without = [], set(cube.sensor.bands)
-    for i in dates:
+    for i in _dozen(len(cube)):
         first = cube.acquisitions[i][0]
         x = _acquisition(cube, first, *window)[0]
         seen.append(x[x.any(2)])
@@ -812,6 +815,20 @@ def _check_sample(cube):
     check = _check_decibel if cube.sensor.unit=='dB' else _check_reflectance
     if len(x): check(x, cube.keys, cube.where)
 
+# %% ../../nbs/sources/06_cube.ipynb #34f5d186
+def _check_cloud_max(cube):
+    "Raise `ValueError` for a stated cloud_max above all that a known probability can reach"
+    known = _probabilities.get(short_name(cube.cloud_name))
+    if known is None or cube.cloud_max<=known: return
+    window = [_middle(n) for n in cube.shape]
+    for i in _dozen(len(cube)):
+        first = cube.acquisitions[i][0]
+        raw = _window(cube, cube.cloud_layer, first, *window)
+        if np.nan_to_num(raw).max()>known: return        # somebody has rescaled it
+    raise ValueError(
+        f'{cube.where}: cloud_max = {cube.cloud_max}, but {cube.cloud_name} goes to {known}: '
+        f'leave cloud_max out, or set it to {known}')
+
 # %% ../../nbs/sources/06_cube.ipynb #a8276f89
 class Cube(_Opened):
     "Images of one sensor from an xarray data set, NetCDF or Zarr, read a window at a time"
@@ -822,6 +839,7 @@ class Cube(_Opened):
     ):
         super().__init__(source, sensor, keys)
         _check_sample(self)
+        _check_cloud_max(self)
 
     def read(self,
         i:int, # Which date

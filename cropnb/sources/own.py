@@ -64,7 +64,8 @@ crs = ""                  # of the stack: "EPSG:32632"
 cube = ""
 # one cloud probability image a date, such as "clouds/*.tif"; "" where there is none
 clouds = ""
-cloud_max = 255           # the value that means certain: 255 or 100
+# the value that means certain: 255 where nothing is said; a cube knows its own
+# cloud_max = 100
 
 [planetscope]
 files = "ps/*.tif"        # one image a date, all on one north-up grid, in Sentinel-2's coordinates
@@ -116,8 +117,8 @@ def write_template(
 
 # %% ../../nbs/sources/03_own.ipynb #f17f71bb
 _given = tomllib.loads(template)
-_of_cube = dict(same_day='refuse', highest=0)       # see the notebook on cubes
-_of_images = _given['sentinel2']|_of_cube|dict(files='')
+_unwritten = dict(same_day='refuse', highest=0, cloud_max=255) # see the notebook on cubes
+_of_images = _given['sentinel2']|_unwritten|dict(files='')
 _of_second = _of_images|dict(max_days=0, window=1, unit='reflectance')
 second_tables = dict(
     planetscope=_of_second|_given['planetscope'],
@@ -454,6 +455,7 @@ class Images:
         self.max_days = keys.get('max_days', 0)
         self.list = list(days.values())
         self.dates = np.array(list(days), 'datetime64[D]')
+        self.cloud_max = keys['cloud_max']
         self._look_at_first(self.list[0])
         self.masks = {}
         if keys['clouds']: self._find_clouds(root)
@@ -500,7 +502,7 @@ class Images:
         "Cloud probability of one acquisition; raises `ValueError` for another grid"
         if not self.masks: return None
         path = self.masks[self.dates[i]]
-        most = self.keys['cloud_max']
+        most = self.cloud_max
         cloud,nodata = _read_clouds(self, path, rows, cols)
         cloud = _certain(cloud, nodata, most, path)
         return (cloud*(255/most)).round().clip(0, 255).astype('uint8')
