@@ -25,6 +25,7 @@ from .prepare.fields import apportion, clear, field_raster, fractions, open_tile
 from .prepare.fields import pixel_counts, strips
 from .prepare.pairs import days_apart, match_days
 from .sources import breizhcrops
+from .sources.gates import check_coordinates
 from .sources.own import sentinel2_template, template, write_template
 from .sources.spectra import check_order, order_warnings, sensor_title
 
@@ -50,7 +51,8 @@ def _describe(images):
             f'{rows} x {cols} pixels of {metres:g} m, {images.crs}')
 
 def _under(a, b):
-    "How much of the first sensor's image the second covers"
+    "How much of the first sensor's image the second covers; `ValueError` for two zones"
+    check_coordinates([a, b], 'The images')
     share = overlap(*(array_bounds(*images.shape, images.transform) for images in (a, b)))
     first, second = (sensor_title(images.sensor) for images in (a, b))
     return f'{share:.0%} of the {first} image lies under {second}'

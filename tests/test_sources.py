@@ -582,6 +582,10 @@ def test_clouds_up_to_100_that_nobody_declared(tmp_path, capsys):
     main(['check', str(tmp_path/'o')])
     assert 'Sentinel-2 is above 100: where 100 is certain' in capsys.readouterr().out
 
+def test_a_byte_order_mark_is_no_part_of_the_name(tmp_path):
+    (tmp_path/'scene.toml').write_text('name = "Fields"', encoding='utf-8-sig')
+    assert resolve(str(tmp_path)).name=='Fields'
+
 def test_what_is_read_is_part_of_the_name(tmp_path, fresh_runs):
     "Clouds, classes beside a .shp, one label in a file: another run"
     d = own_scene(tmp_path/'o')
