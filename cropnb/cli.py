@@ -25,6 +25,7 @@ from .prepare.fields import apportion, clear, field_raster, fractions, open_tile
 from .prepare.fields import pixel_counts, strips
 from .prepare.pairs import days_apart, match_days
 from .sources import breizhcrops
+from .sources.gates import check_coordinates
 from .sources.own import sentinel2_template, template, write_template
 from .sources.spectra import check_order, order_warnings, sensor_title
 
@@ -50,7 +51,8 @@ def _describe(images):
             f'{rows} x {cols} pixels of {metres:g} m, {images.crs}')
 
 def _under(a, b):
-    "How much of the first sensor's image the second covers"
+    "How much of the first sensor's image the second covers; `ValueError` for two zones"
+    check_coordinates([a, b], 'The images')
     share = overlap(*(array_bounds(*images.shape, images.transform) for images in (a, b)))
     first, second = (sensor_title(images.sensor) for images in (a, b))
     return f'{share:.0%} of the {first} image lies under {second}'
@@ -102,19 +104,28 @@ def _dozen(n): # indices of about a dozen of `n` dates
     return range(0, n, max(1, n//12))
 
 def _cloudy_share(images, i):
-    "Of the pixels of a date, those above 0.4"
-    rows = strips(images.shape, 8)
-    cloudy = sum((images.clouds(i, some)>clear).sum() for some in rows)
-    return cloudy/np.prod(images.shape)
+    "Of a date, the share of pixels above 0.4, and the highest probability"
+    cloudy = highest = 0
+    for rows in strips(images.shape, 8):
+        cloud = images.clouds(i, rows)
+        cloudy += (cloud>clear).sum()
+        highest = max(highest, cloud.max())
+    return cloudy/np.prod(images.shape), highest
 
 # %% ../nbs/sources/04_cli.ipynb #6e18240b
 def _cloudy(images):
-    "How often it is cloudy"
+    "How often it is cloudy, and a warning where a probability seems to end at 100"
     if images.clouds(0, slice(0, 1)) is None:
-        return 'cloud probability is not known: clouds = clear is not available'
-    dates = _dozen(len(images.dates))
-    share = np.mean([_cloudy_share(images, i) for i in dates])
-    return f'cloud probability is known; on a dozen dates {share:.0%} of the pixels are above 0.4'
+        return ['cloud probability is not known: clouds = clear is not available']
+    dates = [_cloudy_share(images, i) for i in _dozen(len(images.dates))]
+    share = np.mean([cloudy for cloudy,_ in dates])
+    highest = max(highest for _,highest in dates)
+    lines = [f'cloud probability is known; on a dozen dates {share:.0%} of the pixels '
+             'are above 0.4']
+    if getattr(images, 'cloud_max', 0)==255 and 0<highest<=100: lines.append(
+        f'   <- no cloud probability of {sensor_title(images.sensor)} is above {highest}: '
+        'where 100 is certain, set cloud_max = 100')
+    return lines
 
 # %% ../nbs/sources/04_cli.ipynb #4587fbc6
 def check_images(
@@ -132,7 +143,8 @@ def check_images(
     else:
         lines.append(_under(first, second))
         lines.append(_matched(first, second, days_apart(t, max_days)))
-    return [*lines, _cloudy(first)]
+    lines += _cloudy(first)
+    return lines if second is None else lines+_cloudy(second)[1:]
 
 # %% ../nbs/sources/04_cli.ipynb #0b6d9115
 def _survey(images, i): # of a date

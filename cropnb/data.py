@@ -6,7 +6,6 @@
 __all__ = ['OnDisk', 'resolve', 'data_name', 'megabytes', 'split', 'pairs', 'series']
 
 # %% ../nbs/00_data.ipynb #03b08c59
-import tomllib
 from pathlib import Path
 from .engine.records import Folder, Run
 from .engine.seeds import derive
@@ -16,6 +15,7 @@ from .prepare.pairs import make_pairs
 from .prepare.parcels import find_parcels, make_parcels
 from .prepare.published import adopt_pairs, adopt_series, authors_files, find_published
 from .prepare.seasons import make_pixels
+from .sources.own import load_toml
 from .prepare.seasons import own_task # noqa: F401, for `from cropnb.data import own_task`
 from .twin.scene import scene
 
@@ -36,8 +36,7 @@ class OnDisk(Folder):
             return text.splitlines()[0]
         own = self.path/'scene.toml'
         if not own.exists(): return self.path.name
-        keys = tomllib.loads(own.read_text(encoding='utf-8'))
-        return keys.get('name', self.path.name)
+        return load_toml(own).get('name', self.path.name)
 
     def tile(self, part:str)->Folder: # train | test; raises `FileNotFoundError` where it is missing
         files = open_tile(self.path, part).files()

@@ -283,6 +283,18 @@ def test_parcels_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match='none.parquet cannot be read as parcels'):
         open_cube(made(), tmp_path/'none.parquet', sensor=four)
 
+def test_the_template_leaves_the_clouds_of_a_cube_alone(tmp_path):
+    from cropnb.prepare.fields import open_tile
+    from cropnb.sources.own import sentinel2_template, write_template
+    ds = made()
+    ds['MSK_CLDPRB'] = ('time', 'y', 'x'), np.full((3, *shape), 100, 'uint8')
+    ds.to_netcdf(tmp_path/'s2.nc', engine='h5netcdf')
+    squares().to_file(tmp_path/'parcels.gpkg')
+    said = sentinel2_template.replace('cube = ""', 'cube = "s2.nc"')
+    use = json.dumps(four.bands)
+    write_template(tmp_path, said.replace('use = []', f'use = {use}'))
+    assert (open_tile(tmp_path).first.clouds(1)==255).all()
+
 # ---------------------------------------------------------------- memory
 many = '''
 import resource, sys

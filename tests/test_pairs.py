@@ -149,3 +149,12 @@ def test_bad_input_is_named(tmp_path, damage, says):
     d = write_scene(tmp_path)
     damage(d)
     with pytest.raises(ValueError, match=says): sampled(d)
+
+def test_a_second_sensor_of_another_zone_has_no_series():
+    from types import SimpleNamespace
+    from cropnb.prepare.seasons import second_year
+    def images(name, crs): return SimpleNamespace(crs=crs, sensor=SimpleNamespace(name=name))
+    both = [images('sentinel2', 'EPSG:32632'), images('planetscope', 'EPSG:32633')]
+    tile = SimpleNamespace(first=both[0], second=both[1], images=both, root='x')
+    with pytest.raises(ValueError, match='PlanetScope in EPSG:32633: reproject'):
+        second_year(tile, None, None, 0, 'all', None)

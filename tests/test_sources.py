@@ -475,7 +475,7 @@ def write_own_parcels(path, crop, size):
 def write_own_toml(path, offset, planet):
     text = template.replace('class = "crop"', 'class = "kind"')
     text = text.replace('clouds = ""', 'clouds = "clouds/*.tif"')
-    text = text.replace('cloud_max = 255', 'cloud_max = 100')
+    text = text.replace('# cloud_max = 100', 'cloud_max = 100')
     text = text.replace('offset = 0 ', f'offset = {offset} ', 1)
     text = text.replace(json.dumps(planet4), json.dumps(planet))
     path.write_text(text)
@@ -573,6 +573,18 @@ def test_check_and_template(tmp_path, capsys):
     says = 'nothing matches|is missing|No such|no column|cannot be read'
     with pytest.raises(SystemExit, match=says):
         main(['check', new])
+
+def test_clouds_up_to_100_that_nobody_declared(tmp_path, capsys):
+    own_scene(tmp_path/'o')
+    main(['check', str(tmp_path/'o')])
+    assert 'set cloud_max' not in capsys.readouterr().out
+    edit_toml(tmp_path/'o', 'cloud_max = 100', '# cloud_max = 100')
+    main(['check', str(tmp_path/'o')])
+    assert 'Sentinel-2 is above 100: where 100 is certain' in capsys.readouterr().out
+
+def test_a_byte_order_mark_is_no_part_of_the_name(tmp_path):
+    (tmp_path/'scene.toml').write_text('name = "Fields"', encoding='utf-8-sig')
+    assert resolve(str(tmp_path)).name=='Fields'
 
 def test_what_is_read_is_part_of_the_name(tmp_path, fresh_runs):
     "Clouds, classes beside a .shp, one label in a file: another run"

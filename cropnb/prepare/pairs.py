@@ -17,7 +17,7 @@ from ..engine.files import aside, kept, progress, write_json
 from ..engine.gate import load_npz, new_h5
 from .fields import cloud_limit, cloud_at, crop_of, field_raster, open_tile
 from .fields import part_of, pixels_in, provenance, strips, values_at
-from ..sources.gates import check_classes_fit
+from ..sources.gates import check_classes_fit, check_coordinates
 from ..sources.spectra import band_colours, check_order, sensor_title, shared_bands
 
 # %% ../../nbs/prepare/01_pairs.ipynb #pp000011
@@ -89,11 +89,7 @@ def days_apart(
     "The larger of the recipe's tolerance and the scene's"
     return max(max_days, getattr(tile.second, 'max_days', 0))
 
-def _check_coordinates(tile):
-    a, b = tile.images
-    if a.crs!=b.crs: raise ValueError(
-        f'{tile.root}: {sensor_title(a.sensor)} is in {a.crs}, '
-        f'{sensor_title(b.sensor)} in {b.crs}: reproject one of them')
+
 
 # %% ../../nbs/prepare/01_pairs.ipynb #b72bf32a
 def candidates(
@@ -108,7 +104,7 @@ def candidates(
     row, col = pixels_in(ids, fields)
     total = len(row)
     if tile.second is not None:
-        _check_coordinates(tile)
+        check_coordinates(tile.images, tile.root)
         whole = _whole(tile, row, col, centre)
         row, col = row[whole], col[whole]
     if not len(row): raise ValueError(
@@ -414,16 +410,20 @@ def _best_partners(
 )->tuple: # Pairs of bands; the sign of each correlation
     "For each band of the second sensor, the band of the first that it goes with best"
     a, b = which
-    n = len(b.bands)
     pairs = [(x, y) for y in b.bands for x in a.bands]
-    seen = [_both(h, which, pairs, rows) for rows in dates]
-    found = [_correlations(x, y) for x,y in seen if len(x)>=least]
-    best, sign = np.zeros(n, int), np.ones(n)
-    if found:
-        r = np.nan_to_num(np.nanmedian(found, 0)).reshape(n, -1)
-        best = np.abs(r).argmax(1)
-        sign = np.sign(r[np.arange(n),best])
-    return [(a.bands[k], y) for k,y in zip(best, b.bands)], sign
+    found = []
+    for rows in dates:
+        x, y = _both(h, which, pairs, rows)
+        if len(x)>=least: found.append(_correlations(x, y))
+    if not found: return [(a.bands[0], y) for y in b.bands], np.ones(len(b.bands))
+    middle = np.nan_to_num(np.nanmedian(found, 0))
+    table = middle.reshape(len(b.bands), len(a.bands))
+    partners, signs = [], []
+    for y,row in zip(b.bands, table):
+        best = np.abs(row).argmax()
+        partners.append((a.bands[best], y))
+        signs.append(np.sign(row[best]))
+    return partners, np.array(signs)
 
 # %% ../../nbs/prepare/01_pairs.ipynb #6a99f741
 def _compared(h, which, pairs, sign, dates, least, rng):

@@ -19,7 +19,8 @@ from .fields import part_of, pixels_in, prevalence, provenance, split_fields
 from .fields import values_at
 from .pairs import days_apart, inside, match_days, moments, save_npz
 from .pairs import window_centre, windows_at, write_card
-from ..sources.gates import check_classes_fit, largest_id, most_classes, whole_numbers
+from ..sources.gates import check_classes_fit, check_coordinates, largest_id
+from ..sources.gates import most_classes, whole_numbers
 from ..sources.spectra import check_order
 
 # %% ../../nbs/prepare/02_seasons.ipynb #ps000011
@@ -206,6 +207,7 @@ def second_year(
     tmp:Path, # Begins the names of the shards
 )->dict: # <name>_series (n, T, band, window**2), <name>_mask (n, T)
     "The second sensor at these pixels, on the dates of the first"
+    check_coordinates(tile.images, tile.root)
     second = tile.second
     at = window_centre(tile.first.transform, second.transform, row, col)
     whole = np.flatnonzero(inside(*at, second))

@@ -11,23 +11,23 @@ import json
 import os
 import re
 import warnings
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 import geopandas as gpd
 import h5py
 import numpy as np
-import rasterio
 import rioxarray # noqa: F401 (gives every Dataset its `.rio`)
 import xarray as xr
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
 from rasterio.transform import array_bounds
 from ..engine.bands import find_sensor
 from .denethor import check_metres
-from .gates import days_of, whole_numbers
-from .outlines import Outlines, crop_patches
+from .gates import add_offset, check_coordinates, days_of, whole_numbers
+from .outlines import Outlines, Parcelled, crop_patches, crop_raster, parcel_files
+from .spectra import check_landsat
 
 # %% ../../nbs/sources/06_cube.ipynb #e75eeddf
 _before = re.compile(r'''(sentinel[-_ ]?[12]|landsat[-_ ]?[89]|s[12]|l[89])[-_ ]
@@ -395,22 +395,20 @@ def _check_finer(layer, grid, name):
         f'{grid.c}, {grid.f}, with the same resolution: resample it to their grid')
 
 # %% ../../nbs/sources/06_cube.ipynb #45ed1480
+def _from_file(said):
+    "Factor and summand among attributes; `None` where none is there, or they change nothing"
+    factor, plus = (said.get(key) for key in ('scale_factor', 'add_offset'))
+    if all(v is None or float(v) in (0, 1) for v in (factor, plus)): return None
+    return 1 if factor is None else float(factor), 0 if plus is None else float(plus)
+
 def _coded(data, keys, unit, where):
     "How values on disk become reflectance, decibel or power: factor and summand"
-    factor, plus = [data.attrs.get(key) for key in ('scale_factor', 'add_offset')]
-    stated = [v for v in (factor, plus) if v is not None and float(v) not in (0, 1)]
-    offset = keys['offset']
-    if stated:
-        factor = 1 if factor is None else float(factor)
-        plus = 0 if plus is None else float(plus)
-        if offset and plus: raise ValueError(
-            f'{where}: {data.name} has add_offset = {plus}, and offset = {offset} is given: '
-            'only one can be right; set offset = 0')
-        return factor, plus+offset*factor
+    said = _from_file(data.attrs)
+    if said: return add_offset(*said, keys['offset'], f'{where}: {data.name}')
     decoded = 'scale_factor' in data.encoding and data.dtype.kind=='f'
     default = 10_000 if unit=='reflectance' and not decoded else 1
     scale = default if keys['scale'] is None or decoded else keys['scale']
-    return 1/scale, offset/scale
+    return 1/scale, keys['offset']/scale
 
 # %% ../../nbs/sources/06_cube.ipynb #54504163
 def _linear(data, keys, unit, where):
@@ -427,6 +425,22 @@ def _fills(data):
     numbers = [float(v) for v in said if v is not None and np.ndim(v)==0]
     return {v for v in numbers if np.isfinite(v)}
 
+def _as_read(fills, data):
+    "Missing values with how near a value has to be; also as xarray decodes them"
+    near = {fill: 1e-6*abs(fill) for fill in fills}
+    said = _from_file(data.encoding)
+    if data.dtype.kind=='f' and said:
+        factor, plus = said
+        for fill in fills: near.setdefault(fill*factor+plus, 1e-3*abs(factor))
+    return near
+
+def _is_one(raw, near):
+    "Where a value is one of these; floats of 32 bits hold few numbers exactly"
+    if raw.dtype.kind!='f': return np.isin(raw, list(near))
+    found = np.zeros(raw.shape, bool)
+    for value,off in near.items(): found |= np.isclose(raw, value, rtol=0, atol=off)
+    return found
+
 # %% ../../nbs/sources/06_cube.ipynb #5c239e40
 class _Values:
     "How the values of one layer are stored"
@@ -434,16 +448,16 @@ class _Values:
         self.gain, self.bias = _linear(data, keys, unit, where)
         self.power = keys['unit']=='power'
         fills = _fills(data)
-        self.nodata = list(fills|{keys['nodata']})
-        self.never = list(fills-{0})         # a pixel is missing where any band has one of these
+        self.nodata = _as_read(fills|{keys['nodata']}, data)
+        self.never = _as_read(fills-{0}, data) # a pixel is missing where any band has one of these
         self.highest = keys['highest'] or np.inf
 
     def stored(self, raw):
         "uint16 from 1, and where the value is nodata, and where the pixel cannot be used"
-        empty = np.isin(raw, self.nodata)
-        broken = ~np.isfinite(raw)
-        if self.never: broken |= np.isin(raw, self.never)
-        value = raw.astype('float32')*np.float32(self.gain)+np.float32(self.bias)
+        empty = _is_one(raw, self.nodata)
+        broken = ~np.isfinite(raw) | _is_one(raw, self.never)
+        with np.errstate(over='ignore'):     # a fill value may be the largest number there is
+            value = raw.astype('float32')*np.float32(self.gain)+np.float32(self.bias)
         if self.power:
             broken |= value<=0
             value = 1000*np.log10(np.where(value>0, value, 1))+10_000
@@ -524,7 +538,7 @@ def _filled(keys):
 def _matching(source):
     "Files that a path with * fits, in the order of names; another source as it is"
     if not _is_path(source) or '*' not in str(source): return [source]
-    found = sorted(glob(str(source)))
+    found = sorted(glob(escape(str(source)).replace('[*]', '*')))
     if found: return found
     raise FileNotFoundError(f'Nothing matches {source}: correct the name')
 
@@ -783,6 +797,10 @@ def _middle(n, most=128):
     start = max(0, (n-most)//2)
     return start, min(n, start+most)
 
+def _dozen(n):
+    "Twelve of `n` dates, or all"
+    return np.unique(np.linspace(0, n-1, 12).astype(int))
+
 # %% ../../nbs/sources/06_cube.ipynb #4a474ea5
 def _without_values(cube, i, window):
     "Bands without a value on a date when others have some"
@@ -797,9 +815,8 @@ def _without_values(cube, i, window):
 def _check_sample(cube):
     "Raise `ValueError` for values on some dates that the sensor cannot have"
     window = [_middle(n) for n in cube.shape]
-    dates = np.unique(np.linspace(0, len(cube)-1, 12).astype(int))
     seen, without = [], set(cube.sensor.bands)
-    for i in dates:
+    for i in _dozen(len(cube)):
         first = cube.acquisitions[i][0]
         x = _acquisition(cube, first, *window)[0]
         seen.append(x[x.any(2)])
@@ -811,6 +828,21 @@ def _check_sample(cube):
     x = np.concatenate(seen)
     check = _check_decibel if cube.sensor.unit=='dB' else _check_reflectance
     if len(x): check(x, cube.keys, cube.where)
+    check_landsat(x, cube.sensor, cube.where)
+
+# %% ../../nbs/sources/06_cube.ipynb #34f5d186
+def _check_cloud_max(cube):
+    "Raise `ValueError` for a stated cloud_max above all that a known probability can reach"
+    known = _probabilities.get(short_name(cube.cloud_name))
+    if known is None or cube.cloud_max<=known: return
+    window = [_middle(n) for n in cube.shape]
+    for i in _dozen(len(cube)):
+        first = cube.acquisitions[i][0]
+        raw = _window(cube, cube.cloud_layer, first, *window)
+        if np.nan_to_num(raw).max()>known: return        # somebody has rescaled it
+    raise ValueError(
+        f'{cube.where}: cloud_max = {cube.cloud_max}, but {cube.cloud_name} goes to {known}: '
+        f'leave cloud_max out, or set it to {known}')
 
 # %% ../../nbs/sources/06_cube.ipynb #a8276f89
 class Cube(_Opened):
@@ -822,6 +854,7 @@ class Cube(_Opened):
     ):
         super().__init__(source, sensor, keys)
         _check_sample(self)
+        _check_cloud_max(self)
 
     def read(self,
         i:int, # Which date
@@ -875,13 +908,6 @@ def parcels_of_raster(
     return g
 
 # %% ../../nbs/sources/06_cube.ipynb #832f8780
-def _label_tiff(path):
-    try:
-        with rasterio.open(path) as f:
-            return f.read(1), f.transform, f.crs.to_string() if f.crs else ''
-    except RasterioError as e:
-        raise ValueError(f'{path} cannot be read as a raster ({e}): get it again') from e
-
 def _label_cube(source, variable):
     where = _named(source)
     ds = open_dataset(source)
@@ -893,6 +919,7 @@ def _label_cube(source, variable):
     y, x = _dimension(a.dims, 'y'), _dimension(a.dims, 'x')
     transform, flipped = _grid(a, y, x, where)
     values = _north_up(a.transpose(y, x).values, flipped)
+    values = np.where(np.isin(values, list(_fills(a))), 0, values)
     return values, transform, crs_of(ds, '', where)
 
 # %% ../../nbs/sources/06_cube.ipynb #88e96e2a
@@ -904,14 +931,12 @@ def parcels_of_labels(
 )->gpd.GeoDataFrame: # As `parcels_of_raster`
     "Parcels of a label raster on disk; raises `ValueError` naming the file"
     tiff = str(source).lower().endswith(('.tif', '.tiff'))
-    values, transform, crs = _label_tiff(source) if tiff else _label_cube(source, variable)
-    where = _named(source)
-    if not crs: raise ValueError(f'{where} has no coordinate system: assign one')
-    values = whole_numbers(np.nan_to_num(values), 0, 2**31-1, where)
+    values, transform, crs = crop_raster(source) if tiff else _label_cube(source, variable)
+    values = whole_numbers(np.nan_to_num(values), 0, 2**31-1, _named(source))
     return parcels_of_raster(values, transform, crs, least_pixels, names)
 
 # %% ../../nbs/sources/06_cube.ipynb #d9dd91d2
-class CubeTile:
+class CubeTile(Parcelled):
     "Cubes of one or two sensors and the parcels in them"
     def __init__(self,
         images:list, # One or two image objects, such as `Cube`
@@ -927,36 +952,9 @@ class CubeTile:
         self.first = images[0]
         self.second = images[1] if len(images)>1 else None
 
-    @property
-    def classes(self)->tuple:
-        "Names of the crops, in the order of their numbers 1, 2, ..."
-        return tuple(sorted(self.outlines.named().name.unique()))
-
-    @property
-    def counts(self)->dict:
-        "Parcels that are no fields: without_crop, left_out, too_small"
-        return {why: n for why,n in self.outlines.counts.items() if n}
-
-    def fields(self,
-        crs:str|None=None, # Reproject to this; as they are if `None`
-    )->gpd.GeoDataFrame: # field_id, crop (1..), geometry
-        "Parcels with a crop"
-        g = self.outlines.named()
-        number = {name: i for i,name in enumerate(self.classes, 1)}
-        g = g.assign(crop=g.name.map(number))[['field_id', 'crop', 'geometry']]
-        g = g.sort_values('field_id', ignore_index=True)
-        return g.to_crs(crs) if crs else g
-
-    def unlabelled(self,
-        crs:str|None=None, # Reproject to this; as they are if `None`
-    )->gpd.GeoDataFrame: # field_id, geometry
-        "Parcels without a crop, to be predicted"
-        g = self.outlines.unnamed()
-        return g.to_crs(crs) if crs else g
-
     def files(self)->list: # Paths
         "What is read, where it lies on disk"
-        labels = [self.labels] if isinstance(self.labels, Path) else []
+        labels = parcel_files(self.labels) if isinstance(self.labels, Path) else []
         return labels+[f for images in self.images for f in images.files()]
 
     def __repr__(self):
@@ -971,15 +969,13 @@ def _image_of(source, sensor, keys):
 
 def _check_overlap(tile):
     "Raise `ValueError` unless parcels, and a second sensor, lie in the first one's image"
-    first, second = tile.first, tile.second
+    first = tile.first
     crs = first.crs
     west, south, east, north = array_bounds(*first.shape, first.transform)
     if not len(tile.fields(crs).cx[west:east, south:north]): raise ValueError(
         f'{tile.labels}: no parcel lies in the images of {first.sensor.name} '
         f'({west:g} to {east:g}, {south:g} to {north:g} in {crs}): is its coordinate system right?')
-    if second is not None and second.crs!=crs: raise ValueError(
-        f'{second.sensor.name} is in {second.crs}, {first.sensor.name} in {crs}: '
-        'reproject one of them')
+    check_coordinates(tile.images, tile.labels)
 
 # %% ../../nbs/sources/06_cube.ipynb #af93aa3e
 def open_cube(

@@ -481,7 +481,8 @@ def _one(
     if len(files)==1: return files[0]
     raise FileNotFoundError(
         f"{root}: {len(files) or 'no'} files match {' or '.join(patterns)}, not exactly one: "
-        "unpack DENETHOR's archives there (.zip and .npy.gz are not read)")
+        "unpack DENETHOR's archives there (.zip and .npy.gz are not read), "
+        'or describe your own images (`cropnb template FOLDER`)')
 
 # %% ../../nbs/sources/00_denethor.ipynb #18eaf6a5
 class Tile:

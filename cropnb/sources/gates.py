@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['first_day', 'last_day', 'largest_id', 'most_classes', 'virtual_drivers', 'day_of', 'days_of', 'check_once',
-           'whole_numbers', 'check_classes_fit', 'check_bounds', 'check_upright', 'check_driver',
-           'check_reflectance_type', 'as_reflectance', 'flat_bands', 'accepted']
+           'whole_numbers', 'check_classes_fit', 'check_bounds', 'check_upright', 'check_coordinates', 'check_driver',
+           'check_reflectance_type', 'as_reflectance', 'flat_bands', 'add_offset', 'accepted']
 
 # %% ../../nbs/sources/05_gates.ipynb #66ad69b6
 import math
@@ -13,7 +13,9 @@ import re
 from pathlib import Path
 import numpy as np
 import rasterio
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
+from .spectra import sensor_title
 
 # %% ../../nbs/sources/05_gates.ipynb #023fdf44
 _iso = re.compile(r'(\d{4})-(\d\d)-(\d\d)(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?')
@@ -155,6 +157,20 @@ def check_upright(
         raise ValueError(f'{where} does not lie north up (mirrored or rotated): '
                          'resample it to a north-up grid (gdalwarp)')
 
+# %% ../../nbs/sources/05_gates.ipynb #ece2d255
+def check_coordinates(
+    images:list, # Of one or two sensors
+    where, # For the message
+):
+    "Raise `ValueError` for two coordinate systems; one may be written in two ways"
+    first = images[0]
+    for other in images[1:]:
+        if other.crs==first.crs: continue
+        if CRS.from_user_input(other.crs)==CRS.from_user_input(first.crs): continue
+        raise ValueError(
+            f'{where}: {sensor_title(first.sensor)} is in {first.crs}, '
+            f'{sensor_title(other.sensor)} in {other.crs}: reproject one of them')
+
 # %% ../../nbs/sources/05_gates.ipynb #0a9db6a3
 virtual_drivers = ('VRT', 'GTI', 'WMS', 'WMTS', 'WCS', 'STACIT', 'STACTA', 'HTTP')
 _moving = ('.tfw', '.tifw', '.tiffw', '.wld', '.tab', '.prj', '.msk') # place, mask
@@ -226,6 +242,19 @@ def flat_bands(
     if len(seen)<2: return []
     flat = seen.min(0)==seen.max(0)
     return [name for name,is_flat in zip(names, flat) if is_flat]
+
+# %% ../../nbs/sources/05_gates.ipynb #e6608b5f
+def add_offset(
+    factor:float, # That a file states
+    plus:float, # Likewise: reflectance is the value x factor + plus
+    offset:float, # That the user states, of values on disk
+    where, # For the message
+)->tuple: # factor and plus, with the user's offset
+    "Raises `ValueError` for two offsets"
+    if offset and plus: raise ValueError(
+        f'{where} has add_offset = {plus}, and offset = {offset} is given: '
+        'only one can be right; set offset = 0')
+    return factor, plus+offset*factor
 
 # %% ../../nbs/sources/05_gates.ipynb #0f77b1a8
 def accepted(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['least_pixels', 'band_name', 'band_rows', 'sensor_title', 'band_colours', 'shared_bands', 'check_order',
-           'order_warnings']
+           'check_landsat', 'order_warnings']
 
 # %% ../../nbs/sources/07_spectra.ipynb #602f3421
 import re
@@ -125,6 +125,19 @@ def check_order(
     if how: raise ValueError(
         f"{where}: {name}'s bands look like {bands} {how}: "
         'plants and bare ground have no such spectrum; correct `bands` in scene.toml')
+
+# %% ../../nbs/sources/07_spectra.ipynb #efb91873
+def check_landsat(
+    x:np.ndarray, # (n, band) stored values; 0 in every band is missing
+    sensor:Sensor, # Whose
+    where, # For the message
+):
+    "Raise `ValueError` for raw numbers of Landsat's Collection 2, which begin at 7273"
+    x = x[x.any(1)]
+    if sensor.name!='landsat' or not len(x) or x.min()<=7000: return
+    raise ValueError(
+        f'{where}: no reflectance is below 0.7, as in raw numbers of Collection 2: '
+        'set scale = 36363.636 and offset = -7272.727')
 
 # %% ../../nbs/sources/07_spectra.ipynb #6d182a07
 _rising = (('B04', 'B05'), ('B05', 'B06'), ('B06', 'B08'), ('B06', 'B8A'), ('B12', 'B11'),

@@ -16,15 +16,18 @@ def _by_band(
     bands, # Columns: a list, or a table of column -> band
 )->dict: # Band of Sentinel-2 -> column, in its order
     "Columns by their bands; raises `ValueError` for what is no band of Sentinel-2, or given twice"
-    named = bands if isinstance(bands, dict) else {column: column for column in bands}
-    found = {band_name(str(band)): column for column,band in named.items()}
-    known = {band: found[band] for band in s2_bands if band in found}
-    if known and len(known)==len(named)==len(bands): return known
-    twelve = not isinstance(bands, dict) and len(named)==len(bands)==12
-    if twelve: return dict(zip(s2_bands, bands))
-    odd = [str(band) for band in named.values() if band_name(str(band)) not in s2_bands]
+    given = bands if isinstance(bands, dict) else {column: column for column in bands}
+    column_of, odd = {}, []
+    for column,band in given.items():
+        name = band_name(str(band))
+        if name in s2_bands: column_of[name] = column
+        else: odd.append(str(band))
+    if column_of and len(column_of)==len(given)==len(bands):
+        return {band: column_of[band] for band in s2_bands if band in column_of}
+    listed = given is not bands
+    if listed and len(given)==len(bands)==12: return dict(zip(s2_bands, bands))
     raise ValueError(
-        f'{len(named)} bands given, not 12, and not by name '
+        f'{len(given)} bands given, not 12, and not by name '
         f"({', '.join(odd) or 'one is there twice'}): "
         f"name columns by their bands, {', '.join(s2_bands)}, "
         "or give a table such as {'b2': 'B02'}")
@@ -67,8 +70,9 @@ def _local(times, zone, where):
         return there.dt.tz_localize(None)
     midnight = times.dt.normalize()
     evening = (times-midnight).dt.total_seconds()/3600
-    if len(times) and (evening>12).all() and (evening%1==0).all(): raise ValueError(
-        f'{where} holds full hours of the evening alone, such as {times.iloc[0]}: midnights of '
+    if len(times) and (evening>12).all() and (evening*4%1==0).all(): raise ValueError(
+        f'{where} holds full hours of the evening alone, or quarters of one, such as '
+        f'{times.iloc[0]}: midnights of '
         'another zone, written in UTC? Name it (zone = "Europe/Paris"), or zone = "UTC"')
     return times
 
