@@ -225,7 +225,7 @@ def toy_trainer(r, folder, p=None, every=1e9):
 @pytest.mark.parametrize('trainer', trainers)
 def test_it_learns(trainer, tmp_path):
     "From one field a class; every parameter that has a part in the loss moves"
-    t = toy_trainer(toy_recipe(trainer), tmp_path)
+    t = toy_trainer(toy_recipe(trainer, epochs=8), tmp_path)
     before = {k: v.clone() for k,v in t.step.net.named_parameters()}
     found = t.run()
     assert found['accuracy'][-1]>.8
