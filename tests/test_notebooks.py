@@ -17,8 +17,8 @@ parameterised = [p for p in nbs if tagged(p, 'parameters')]
 kinds = ('str', 'int', 'float', 'bool', 'list', 'dict')
 
 def test_which():
-    want = ['00_data', '03_pretrain', '04_downstream', '04_few_labels', '04_probing',
-            '03_seasons', '05_evaluate', '06_paper', '07_map', '08_explore',
+    want = ['00_data', '03_pretrain', '03_seasons', '04_downstream', '04_few_labels',
+            '04_probing', '05_evaluate', '06_paper', '07_map', '08_explore',
             '00_difficulty', '01_models', '02_audit', '05_replication',
             '07_length', '08_real', '09_sensors',
             '10_few_labels', '11_methods', '13_maps']
